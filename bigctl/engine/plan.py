@@ -12,7 +12,9 @@ import jax
 from bigctl.config.schema import Config
 from bigctl.engine import experiment as experiments
 from bigctl.engine import teacher
+from bigctl.engine.device_memory import bytes_per_device
 from bigctl.engine.experiment import Experiment
+from bigctl.errors import ConfigError
 from bigctl.formatting import size
 from bigctl.parallel import mesh as meshes
 from bigctl.planning import costs as costing
@@ -120,20 +122,31 @@ def target_of(text: str) -> Target:
     return target
 
 
-def plan(config: Config, target: Target, found: Found | None = None) -> Plan:
+class TooLarge(ConfigError):
+    """What is there before a step takes so many `bytes` of each device, more than it has."""
+
+    def __init__(self, taken: int, target: Target):
+        what = f"its parameters and what the optimizer keeps take {size(taken)} a device"
+        super().__init__(f"{what}, which has {size(target.chip.memory)}", where="--target")
+        self.bytes = taken
+
+
+def plan(config: Config, target: Target, found: Found | None = None, *, fitting: bool = False) -> Plan:
     """Compile the step of a configuration for a target and say what it costs there. Nothing is run.
 
     Args:
         config: as composed.
         target: the machine.
         found: its devices, where they have been found before.
+        fitting: whether to do without what cannot fit, whatever the step takes: large steps compile for minutes.
 
     Raises:
         BigctlError: for whatever would keep the training from starting there.
+        TooLarge: with `fitting`, where the state alone does not fit.
     """
     found = devices.find(target) if found is None else found
     try:
-        return _plan(config, target, found)
+        return _plan(config, target, found, fitting)
     except jax.errors.JaxRuntimeError as error:
         if not found.exact or target.chip.platform == "cpu":
             raise
@@ -141,12 +154,14 @@ def plan(config: Config, target: Target, found: Found | None = None) -> Plan:
         reason = "for it does not fit its memory" if full else f"saying {str(error).strip().splitlines()[0][:200]!r}"
         why = "an estimate, from the program that a CPU would run: "
         why += f"the compiler for {target.chip.name} refuses the step, {reason}"
-        return _plan(config, target, devices.stand_in(target, why))
+        return _plan(config, target, devices.stand_in(target, why), fitting)
 
 
-def _plan(config: Config, target: Target, found: Found) -> Plan:
+def _plan(config: Config, target: Target, found: Found, fitting: bool) -> Plan:
     with meshes.over(found.devices):
         experiment = experiments.build(config)
+        if fitting and (taken := bytes_per_device(experiment.programs.carried_state)) > target.chip.memory:
+            raise TooLarge(taken, target)
         traced, compiled, batch = compiled_step(experiment, found.options)
     return of_compiled(experiment, of_experiment(experiment, traced, compiled, batch, target), target, found)
 

@@ -1,7 +1,8 @@
 """`bigctl plan --search`: other meshes, then remat, accumulation and batch sizes on the best, ranked by examples/s.
 
 Each point is compiled, so few are: all meshes as the configuration stands; then, where its step fits, larger batches;
-where it does not, what takes less memory, the smallest change first.
+where it does not, what takes less memory, the smallest change first. What cannot fit is not compiled: a mesh whose
+share of the state is larger than the memory, a change that would leave too much even if all else shrank with it.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from bigctl.config.schema import Config
-from bigctl.engine.plan import Plan, plan
-from bigctl.engine.step_memory import Changes, changed, smaller
+from bigctl.engine.plan import Plan, TooLarge, plan
+from bigctl.engine.step_memory import Changes, changed, may_fit, smaller
 from bigctl.errors import ConfigError
 from bigctl.formatting import size
-from bigctl.planning import devices
+from bigctl.planning import costs, devices, targets
 from bigctl.planning.targets import Target
 
 
@@ -28,11 +29,13 @@ class Tried:
         changes: keys that differ from what was given.
         plan: what it costs; None where it was refused.
         refused: why.
+        state: bytes that it takes of each device before a step, where that was too much to compile it.
     """
 
     changes: Changes
     plan: Plan | None = None
     refused: str = ""
+    state: int = 0
 
     @property
     def fits(self) -> bool:
@@ -70,25 +73,35 @@ def search(config: Config, target: Target, say: Callable[[str], None]) -> list[T
     Raises:
         ConfigError: where no mesh can be built, or nothing that was tried fits: with what would.
     """
-    found = devices.find(target)
+    found, errors = devices.find(target), []
 
     def attempt(changes: Changes) -> Tried:
         tried = Tried(changes)
         say(tried.overrides)
         try:
-            return Tried(changes, plan(changed(config, changes), target, found))
+            return Tried(changes, plan(changed(config, changes), target, found, fitting=True))
+        except TooLarge as error:
+            return Tried(changes, refused=error.message, state=error.bytes)
         except ConfigError as error:
+            errors.append(error)
             return Tried(changes, refused=error.message)
 
     tried = [attempt(changes) for changes in meshes_of(config, target)]
     built = [each for each in tried if each.plan is not None]
+    if not built and any(each.state for each in tried):
+        raise _too_large(target, min(each.state for each in tried if each.state))
+    if not built and len({(error.where, error.message) for error in errors}) == 1:
+        raise errors[0]  # which has nothing to do with meshes
     if not built:
         raise ConfigError(f"no mesh of {target.text} can be built: {tried[0].refused}", where="mesh")
     best = max(built, key=lambda each: (each.fits, each.rate if each.fits else -_peak(each)))
     if best.fits:
         tried += [attempt({**best.changes, "train.batch_size": config.train.batch_size * n}) for n in (2, 4)]
     else:
+        fixed, temporary = _apart(best)
         for less in smaller(config):
+            if not may_fit(config, less, fixed, temporary, target.chip.memory):
+                continue
             tried.append(attempt({**best.changes, **less}))
             if tried[-1].fits:
                 break
@@ -101,6 +114,27 @@ def search(config: Config, target: Target, say: Callable[[str], None]) -> list[T
                 hint="plan for more devices, or make the model smaller",
             )
     return sorted(tried, key=lambda each: (not each.fits, -each.rate))
+
+
+def _too_large(target: Target, state: int) -> ConfigError:
+    """Of a state that no mesh of the target holds."""
+    count = -(-state * target.devices // target.chip.memory)
+    larger = targets.of_at_least(target, count)
+    hold = f"at least {count:,} devices hold them" + (f": plan for {larger}" if larger else "")
+    return ConfigError(
+        f"nothing fits {target.text}: shared out as far as it goes, parameters and what the optimizer keeps take "
+        f"{size(state)} on each device, which has {size(target.chip.memory)}",
+        where="--search",
+        hint="make the model smaller" if target.chip.platform == "cpu" else f"{hold}, or make the model smaller",
+    )
+
+
+def _apart(tried: Tried) -> tuple[int, int]:
+    """Bytes of each device that a step takes: what is there before, and all else."""
+    assert tried.plan is not None
+    memory = tried.plan.costs.memory
+    fixed = sum(memory.parts[part] for part in (costs.PARAMETERS, costs.OPTIMIZER, costs.OTHER))
+    return fixed, memory.peak - fixed
 
 
 def _peak(tried: Tried) -> int:

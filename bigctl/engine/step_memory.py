@@ -96,8 +96,8 @@ def _advice(experiment: Experiment, compiled: Executable, found: Room) -> str:
     for changes in smaller(experiment.config, experiment.programs.mesh):
         if tried == _COMPILED:
             break
-        if fixed + temporary * _share(experiment.config, changes) > found.free:
-            continue  # not even if all temporaries shrink with the examples in a part
+        if not may_fit(experiment.config, changes, fixed, temporary, found.free):
+            continue
         tried += 1
         try:
             takes = _peak_with(experiment, changes)
@@ -117,6 +117,12 @@ def _peak_with(experiment: Experiment, changes: Changes) -> int:
     config = changed(experiment.config, changes)
     resolved = resolve.with_data(config, experiment.dataset, experiment.source)
     return peak(plan.compiled_step(experiments.build_resolved(resolved))[1])
+
+
+def may_fit(config: Config, changes: Changes, fixed: int, temporary: int, free: int) -> bool:
+    """Whether a step that has changed may fit into the `free` bytes: if all that is `temporary` now, and nothing that
+    is `fixed`, shrinks with the examples in a part."""
+    return fixed + temporary * _share(config, changes) <= free
 
 
 def _share(config: Config, changes: Changes) -> float:

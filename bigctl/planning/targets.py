@@ -72,7 +72,8 @@ _CUBES = {
     4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
     512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16), 4096: (16, 16, 16),
 }  # fmt: skip
-"""Shapes of slices by their number of chips; other shapes can be given as v5e-4x8."""
+"""Shapes of slices by their number of chips, the smallest dimension first. Of a torus in two dimensions there are no
+others, of one in three those whose sides are all multiples of 4 (Google Cloud's pages of each version)."""
 MOST = 4096
 FORMS = "h100:8, h100:8x2 (GPUs a host x hosts), a100:8, v5e-16 or v5e-4x4, v5p-2x2x4, v6e-256:slices=2, cpu:8"
 
@@ -107,7 +108,7 @@ class Target:
         """How jax's compile-only clients call it."""
         if self.chip.platform == "gpu":
             return f"{self.shape[1]}x{self.shape[0]}x1"
-        return f"{self.chip.topology}:{'x'.join(map(str, self.shape))}"
+        return f"{self.chip.topology}:{_sides(self.shape)}"
 
     @property
     def said(self) -> str:
@@ -118,7 +119,7 @@ class Target:
                 f" on {self.shape[1]} hosts" if self.shape[1] > 1 else ""
             )
         slices = f"{self.slices} slices of " if self.slices > 1 else ""
-        return f"{slices}TPU {self.chip.name} {'x'.join(map(str, self.shape))}"
+        return f"{slices}TPU {self.chip.name} {_sides(self.shape)}"
 
 
 def parse(text: str, cpu: Chip) -> Target:
@@ -163,9 +164,17 @@ def _shaped(text: str, chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
                 )
             return table[shape[0]]
         if len(shape) != chip.dimensions:
-            form = "x".join(map(str, table[16]))
-            hint = f"slices of {chip.name} have {chip.dimensions} dimensions: {chip.name}-{form}"
+            hint = f"slices of {chip.name} have {chip.dimensions} dimensions: {chip.name}-{_sides(table[16])}"
             raise ConfigError(f"{text[:60]!r} is no shape of {chip.name}", where="--target", hint=hint)
+        if shape not in table.values() and not _is_cube(shape):
+            count, turned = math.prod(shape), tuple(sorted(shape))
+            close = sorted(sorted(table, key=lambda n: abs(n - count))[:2])
+            exact = turned in table.values() or _is_cube(turned)
+            named = [f"{chip.name}-{_sides(s)}" for s in ([turned] if exact else [table[n] for n in close])]
+            said = f"{text[:60]!r}: there is no slice of {chip.name} of {_sides(shape)} chips"
+            raise ConfigError(
+                said, where="--target", hint=f"close {'is' if exact else 'ones are'} {' and '.join(named)}"
+            )
         return shape
     if chip.platform == "cpu":
         return (math.prod(shape),)
@@ -173,3 +182,25 @@ def _shaped(text: str, chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
         hint = f"a host has up to {chip.host} GPUs: {chip.name}:8, or {chip.name}:8x2 on two hosts"
         raise ConfigError(f"{text[:60]!r} is no number of GPUs", where="--target", hint=hint)
     return (shape[0], shape[1] if len(shape) == 2 else 1)
+
+
+def _is_cube(shape: tuple[int, ...]) -> bool:
+    """Whether whole cubes of 4 x 4 x 4 chips make up a slice."""
+    return len(shape) == 3 and list(shape) == sorted(shape) and all(side % 4 == 0 and side for side in shape)
+
+
+def _sides(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def of_at_least(target: Target, devices: int) -> str | None:
+    """The name of the smallest machine of the same chips that has so many devices; None where there is none."""
+    if target.chip.platform == "tpu":
+        table = _FLAT if target.chip.dimensions == 2 else _CUBES
+        count = next((n for n in sorted(table) if n >= devices), None)
+        return None if count is None else f"{target.chip.name}-{count}"
+    if target.chip.platform == "cpu" or devices > MOST:
+        return None  # simulated devices share one memory, however many they are
+    host = target.chip.host
+    near = next(n for n in (1, 2, 4, host) if n >= min(devices, host))
+    return f"{target.chip.name}:{near}" + (f"x{-(-devices // host)}" if devices > host else "")

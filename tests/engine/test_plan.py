@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 
 import bigctl
 from bigctl.cli.main import main
-from bigctl.engine import dry_run, plan_search, plan_text
+from bigctl.config.schema import Config
+from bigctl.engine import device_memory, dry_run, plan_search, plan_text
 from bigctl.engine import experiment as experiments
 from bigctl.engine import plan as planning
 from bigctl.errors import ConfigError
 from bigctl.parallel import mesh as meshes
 from bigctl.planning import devices, flops
+from bigctl.planning.targets import Target
 
 pytestmark = pytest.mark.fewer
 
@@ -144,10 +147,51 @@ def test_a_search_ranks_meshes_and_batches_by_examples_a_second(capsys) -> None:
 
 @pytest.mark.slow
 def test_a_search_without_anything_that_fits_says_what_the_least_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    target = planning.target_of("cpu:1")
-    tiny = dataclasses.replace(target, chip=dataclasses.replace(target.chip, memory=1000))
-    with pytest.raises(ConfigError, match="the least takes .* KiB on each device, which has 1000 B"):
-        plan_search.search(bigctl.compose([*MLP, "train.batch_size=2"]), tiny, lambda point: None)
+    config = bigctl.compose([*MLP, "train.batch_size=4"])
+    state = state_bytes(config)
+    with pytest.raises(ConfigError, match="the least takes .* KiB on each device, which has"):
+        plan_search.search(config, with_memory("cpu:1", state + 1000), lambda point: None)
+
+
+def with_memory(name: str, count: int) -> Target:
+    """A target whose devices have so many bytes each."""
+    target = planning.target_of(name)
+    return dataclasses.replace(target, chip=dataclasses.replace(target.chip, memory=count))
+
+
+def state_bytes(config: Config) -> int:
+    return device_memory.bytes_per_device(experiments.build(config).programs.carried_state)
+
+
+def test_an_error_of_all_meshes_is_told_as_it_is(capsys) -> None:
+    command = ["plan", *GPT, "model=llama", "--target", "cpu:2"]  # which lacks its context
+    assert main(command) == 2
+    expected = capsys.readouterr().err
+    assert main([*command, "--search"]) == 2
+    assert capsys.readouterr().err.endswith(expected) and "model.context" in expected
+
+
+def test_what_cannot_fit_by_its_state_alone_is_not_compiled_in_a_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled, compile_step = [], planning.compiled_step
+
+    def spied(experiment: Any, options: Any = None) -> Any:
+        compiled.append(experiment.devices["mesh"])
+        return compile_step(experiment, options)
+
+    monkeypatch.setattr(planning, "compiled_step", spied)
+    config = bigctl.compose([*MLP, "mesh.min_shard=1"])
+    state = state_bytes(config)
+    with pytest.raises(ConfigError, match="nothing fits cpu:2: .* take .* on each device, which has 1000 B"):
+        plan_search.search(config, with_memory("cpu:2", 1000), lambda point: None)
+    with pytest.raises(ConfigError) as raised:
+        plan_search.search(config, with_memory("h100", 2 * state // 5), lambda point: None)
+    assert raised.value.hint == "at least 3 devices hold them: plan for h100:4, or make the model smaller"
+    assert compiled == []
+    seen: list[str] = []
+    with contextlib.suppress(ConfigError):  # whether half the state and the rest of a step fit is not asked here
+        plan_search.search(config, with_memory("cpu:2", state - 1), seen.append)
+    assert seen[:2] == ["mesh.data=2 mesh.fsdp=1 mesh.tensor=1", "mesh.data=1 mesh.fsdp=2 mesh.tensor=1"]
+    assert compiled and all(mesh["fsdp"] == 2 for mesh in compiled)
 
 
 def test_a_dry_run_tells_the_same_memory() -> None:

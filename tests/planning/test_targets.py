@@ -16,6 +16,7 @@ KNOWN = {
     "v5e-16": (16, 16, "v5e:4x4"),
     "v5e-16x16": (256, 256, "v5e:16x16"),
     "v5p-8x16x16": (2048, 2048, "v5p:8x16x16"),
+    "v4-4x4x12": (192, 192, "v4:4x4x12"),
     "v6e-256:slices=2": (512, 256, "v6e:16x16"),
     "cpu:8": (8, 8, None),
 }
@@ -29,7 +30,12 @@ WRONG = {
     "h100:8:slices=2": "slices are of TPUs",
     "": "targets are",
     "cpu:0": "4,096",
-    "v5e-999999999x2": "4,096",
+    "v5e-999999999x2": "v5e-16x16",
+    "v5e-16x15": "v5e-16x16",
+    "v5e-4x2": "v5e-2x4",
+    "v5p-16x8x16": "v5p-8x16x16",
+    "v5p-2x4x8": "v5p-2x4x4 and v5p-4x4x4",
+    "v5p-64x64x64": "4,096",
 }
 
 
@@ -46,6 +52,19 @@ def test_a_target_that_there_is_not_is_refused_with_close_ones(name: str) -> Non
     with pytest.raises(ConfigError) as raised:
         targets.parse(name, CPU)
     assert raised.value.where == "--target" and WRONG[name] in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "devices", "larger"),
+    [
+        ("h100", 3, "h100:4"), ("h100:8", 8, "h100:8"), ("a100:8", 9, "a100:8x2"), ("h100:1", 200, "h100:8x25"),
+        ("v5e-4", 5, "v5e-8"), ("v5e-4", 300, None), ("v5p-8", 300, "v5p-512"), ("cpu:2", 4, None),
+    ],
+)  # fmt: skip
+def test_the_next_larger_machine_is_named_and_there(name: str, devices: int, larger: str | None) -> None:
+    assert targets.of_at_least(targets.parse(name, CPU), devices) == larger
+    if larger is not None:
+        assert targets.parse(larger, CPU).devices >= devices
 
 
 def test_peaks_are_positive_and_16_bits_are_no_slower() -> None:
