@@ -7,21 +7,25 @@ is in `step`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
+from jaxlib import version as jaxlib_version
 
 from bigctl import randomness
 from bigctl.config import schema
 from bigctl.parallel import accelerators, partition
 from bigctl.parallel import mesh as meshes
+from bigctl.runs import provenance
 from bigctl.training import metrics, on_batches
 from bigctl.training.compiled import Compiled, InParts
 from bigctl.training.forms import carried_state, make_step, placed_by_rules
@@ -296,10 +300,19 @@ def _known(asked: accelerators.Options) -> accelerators.Options:
 
 @cache
 def _are_known(options: tuple[tuple[str, bool | int | str], ...]) -> bool:
+    """Asked of XLA by compiling something; once, where programs are kept between starts: by an empty file there."""
+    folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    of = jaxlib_version.__version__, options
+    known = Path(folder, f"options-{provenance.digest(repr(of))}") if folder else None
+    if known is not None and known.exists():
+        return True
     try:
         jax.jit(jnp.negative, compiler_options=dict(options)).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
     except jax.errors.JaxRuntimeError:
         return False
+    if known is not None:
+        with contextlib.suppress(OSError):  # a full disk, or a cache of jax's own kind elsewhere
+            known.touch()
     return True
 
 

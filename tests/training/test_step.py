@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,14 +12,16 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from jaxlib import version as jaxlib_version
 
 from bigctl import randomness
 from bigctl.data.layouts.rows import Rows
 from bigctl.data.sampler import BatchPlan
 from bigctl.parallel import accelerators
+from bigctl.runs import provenance
 from bigctl.training import feed as feeds
 from bigctl.training.checkpoints.arrays import flatten
-from bigctl.training.programs import _known, compiler_options, options_of_use
+from bigctl.training.programs import _are_known, _known, compiler_options, options_of_use
 from tests.training.steps import (
     CNN,
     MLP,
@@ -204,6 +207,26 @@ def test_an_option_that_this_xla_does_not_have_is_left_out(monkeypatch: pytest.M
 
     monkeypatch.setattr(accelerators, "compiler_options", asked)
     assert compiler_options(built(*MLP).programs.step) == {"xla_cpu_scheduler_type": 1}
+
+
+def test_what_xla_knows_is_asked_once_where_programs_are_kept(tmp_path: Path) -> None:
+    known, unknown = ("xla_cpu_scheduler_type", 1), ("xla_cpu_no_such_option", 1)
+    before = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        _are_known.cache_clear()
+        assert _are_known((known,)) and not _are_known((unknown,))
+        [said] = tmp_path.glob("options-*")
+        assert said.stat().st_size == 0
+        _are_known.cache_clear()
+        said.rename(tmp_path / f"options-{provenance.digest(repr((jaxlib_version.__version__, (unknown,))))}")
+        assert _are_known((unknown,))  # as the file says it, which is not asked again
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path / "gone"))
+        _are_known.cache_clear()
+        assert _are_known((known,)) and not (tmp_path / "gone").exists()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
+        _are_known.cache_clear()
 
 
 def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that_is_quick_for_them() -> None:
