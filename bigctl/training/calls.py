@@ -43,12 +43,15 @@ class Calls:
             return program(*arguments)
         start, waits = time.perf_counter(), False
         if self._check is not None or host_memory.keeps():
+            host_memory.open_holes()
             executable = compiled(program, *arguments)
             host_memory.give_back()
             if self._check is not None:
                 self._check(executable)
             analysis = executable.memory_analysis()
-            waits = analysis is not None and host_memory.is_large(int(analysis.temp_size_in_bytes))
+            temporary = 0 if analysis is None else int(analysis.temp_size_in_bytes)
+            if waits := host_memory.is_large(temporary):
+                host_memory.fill_holes(temporary)
         found = program(*arguments)  # which compiles it, where nothing has yet, and is computed later
         self._waits[length] = waits
         self.compiling += time.perf_counter() - start

@@ -89,6 +89,42 @@ def test_steps_of_several_sizes_take_the_memory_of_the_largest():
     assert grown("as it comes") > 220
 
 
+HOLES = """
+import random
+from bigctl.parallel import host_memory
+
+kept = host_memory.keep_memory()
+libc = host_memory._malloc()
+generator = random.Random(0)
+blocks = [libc.malloc(int(2 ** generator.uniform(8, 16))) for _ in range(40_000)]
+for block in blocks[::2]:
+    libc.free(block)
+host_memory.give_back()
+holes = [host_memory._holes()]
+host_memory.fill_holes(100 * 2**20)
+holes.append(host_memory._holes())
+highest = max(blocks)
+small, between, large = (libc.malloc(size) for size in (100_000, 30_000_000, 100 * 2**20))
+for block in (small, between, large):
+    libc.free(block)
+filled = len(host_memory._filling)
+host_memory.open_holes()
+holes.append(host_memory._holes())
+print(int(kept), filled, *holes, int(min(small, between, large) > highest), len(host_memory._filling))
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
+def test_holes_that_a_compiler_leaves_are_not_searched_in_each_step():
+    told = subprocess.check_output([sys.executable, "-c", HOLES], text=True)
+    kept, filled, before, between, after, above, left = map(int, told.split())
+    if not kept or not before:
+        pytest.skip("another malloc, an older glibc, or a machine with an accelerator")
+    assert before > 15_000 and filled > 10_000
+    assert above and between < before  # what steps take is where no holes are
+    assert after > between and not left
+
+
 ARENAS = """
 import ctypes, os, sys
 from bigctl.cli.main import main
