@@ -68,7 +68,7 @@ class TrainingFailed(BigctlError):
 
 
 class Diverged(TrainingFailed):
-    """The loss, gradient or update is not finite, or spiked; and it was not to be, or could not be, got over."""
+    """The loss, gradient or weights are not finite, or spiked; and it was not to be, or could not be, got over."""
 
 
 class RunHeld(BigctlError):

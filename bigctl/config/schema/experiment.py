@@ -187,7 +187,7 @@ class EarlyStop:
 
 @dataclass
 class Divergence:
-    """What becomes of steps whose loss, gradient or update is not finite, or spikes."""
+    """What becomes of steps whose loss, gradient or weights are not finite, or spike."""
 
     policy: str = key(
         "stop",
