@@ -120,10 +120,10 @@ def _too_large(target: Target, state: int) -> ConfigError:
     """Of a state that no mesh of the target holds."""
     count = -(-state * target.devices // target.chip.memory)
     larger = targets.of_at_least(target, count)
-    hold = f"at least {count:,} devices hold them" + (f": plan for {larger}" if larger else "")
+    hold = f"about {count:,} devices would hold them" + (f": plan for {larger}" if larger else "")
     return ConfigError(
-        f"nothing fits {target.text}: shared out as far as it goes, parameters and what the optimizer keeps take "
-        f"{size(state)} on each device, which has {size(target.chip.memory)}",
+        f"nothing fits {target.text}: parameters and what the optimizer keeps take at least {size(state)} on each "
+        f"device, however they are shared out, and a device has {size(target.chip.memory)}",
         where="--search",
         hint="make the model smaller" if target.chip.platform == "cpu" else f"{hold}, or make the model smaller",
     )

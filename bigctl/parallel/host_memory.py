@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
@@ -14,13 +15,15 @@ clearing their pages costs is little beside the work of a step that needs so muc
 _SMALL, _LID, _TRIED = 64 * 2**20, 2**20, 256
 """Bytes that are set apart for small blocks, and of the block above them; how often it is tried to have it there."""
 
-_MANY, _MOST = 4096, 2**17
-"""Holes that are worth filling, and blocks that fill them at most."""
+_MANY = 4096
+"""Holes that are worth filling."""
 _PIECES = (*(2**power for power in range(26, 12, -1)), *range(7936, 1023, -256), *range(1008, 511, -32))
 """Sizes of those blocks [bytes]; holes that are smaller are found without a search."""
 
 _keeps = False
+_largest = 0
 _filling: list[int] = []
+_FILLING = threading.Lock()
 
 
 def keep_memory() -> bool:
@@ -68,31 +71,41 @@ def set_apart() -> None:
 
 
 def fill_holes(size: int) -> None:
-    """Take the free memory below where a block of so many bytes goes, so that glibc does not search it in each step.
+    """Take the free memory below where the temporaries of steps go, so that glibc does not search it in each step.
 
     A compiler leaves tens of thousands of holes, and each product of matrices takes a block to arrange them in. The
-    holes' whole pages should have been given back, so that what fills them takes none; some room for small blocks stays
-    free. `open_holes` is for what is compiled next.
+    holes' whole pages should have been given back: of each hole that is filled one page is taken, of what is left over
+    nothing; some room for small blocks stays free. `open_holes` is for what is compiled next.
+
+    Args:
+        size: of the temporaries of what was compiled last [bytes]; those of the largest step so far are what counts.
     """
-    if not _keeps or _holes() < _MANY:
-        return
-    libc = _malloc()
-    room, mark = libc.malloc(_SMALL), libc.malloc(size)
-    for piece in _PIECES if room and mark else ():
-        while len(_filling) < _MOST and (block := libc.malloc(piece)):
-            if block > mark:
-                libc.free(block)
-                break
-            _filling.append(block)
-    for block in (mark, room):
-        libc.free(block)
+    global _largest
+    with _FILLING:
+        _largest = max(_largest, size)
+        if not is_large(_largest):
+            return
+        libc, holes, free = _malloc(), *_free_blocks()
+        if holes < _MANY:
+            return
+        room, mark = libc.malloc(_SMALL), libc.malloc(min(_largest, _LARGE // 2))  # larger ones are not of the heap
+        for piece in _PIECES if room and mark else ():
+            while free >= piece and (block := libc.malloc(piece)):
+                if block > mark:
+                    libc.free(block)
+                    break
+                _filling.append(block)
+                free -= piece
+        for block in (mark, room):
+            libc.free(block)
 
 
 def open_holes() -> None:
     """Give up what `fill_holes` has taken."""
-    libc = _malloc() if _filling else None
-    while libc is not None and _filling:
-        libc.free(_filling.pop())
+    with _FILLING:
+        libc = _malloc() if _filling else None
+        while libc is not None and _filling:
+            libc.free(_filling.pop())
 
 
 class _Account(ctypes.Structure):
@@ -102,13 +115,14 @@ class _Account(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in names]
 
 
-def _holes() -> int:
-    """How many free blocks malloc keeps lists of; 0 where it does not tell."""
+def _free_blocks() -> tuple[int, int]:
+    """How many free blocks malloc keeps lists of, and their bytes; none where it does not tell."""
     account = getattr(ctypes.CDLL(None), "mallinfo2", None)
     if account is None:
-        return 0
+        return 0, 0
     account.restype = _Account
-    return int(account().ordblks)
+    found = account()
+    return int(found.ordblks), int(found.fordblks)
 
 
 def give_back() -> None:

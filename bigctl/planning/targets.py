@@ -72,7 +72,7 @@ _CUBES = {
     4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4), 32: (2, 4, 4), 64: (4, 4, 4), 128: (4, 4, 8), 256: (4, 8, 8),
     512: (8, 8, 8), 1024: (8, 8, 16), 2048: (8, 16, 16), 4096: (16, 16, 16),
 }  # fmt: skip
-"""Shapes of slices by their number of chips, the smallest dimension first. Of a torus in two dimensions there are no
+"""Usual shapes of slices by their number of chips. Of a torus in two dimensions there are no
 others, of one in three those whose sides are all multiples of 4 (Google Cloud's pages of each version)."""
 MOST = 4096
 FORMS = "h100:8, h100:8x2 (GPUs a host x hosts), a100:8, v5e-16 or v5e-4x4, v5p-2x2x4, v6e-256:slices=2, cpu:8"
@@ -194,11 +194,14 @@ def _sides(shape: tuple[int, ...]) -> str:
 
 
 def of_at_least(target: Target, devices: int) -> str | None:
-    """The name of the smallest machine of the same chips that has so many devices; None where there is none."""
+    """The name of a usual machine of the same chips that has so many devices; None where there is none."""
     if target.chip.platform == "tpu":
         table = _FLAT if target.chip.dimensions == 2 else _CUBES
-        count = next((n for n in sorted(table) if n >= devices), None)
-        return None if count is None else f"{target.chip.name}-{count}"
+        count, slices = min(max(table), MOST), -(-devices // max(table))
+        if slices * count > MOST:
+            return None
+        count = next((n for n in sorted(table) if n >= devices), count)
+        return f"{target.chip.name}-{count}" + (f":slices={slices}" if slices > 1 else "")
     if target.chip.platform == "cpu" or devices > MOST:
         return None  # simulated devices share one memory, however many they are
     host = target.chip.host

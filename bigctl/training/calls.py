@@ -50,8 +50,8 @@ class Calls:
                 self._check(executable)
             analysis = executable.memory_analysis()
             temporary = 0 if analysis is None else int(analysis.temp_size_in_bytes)
-            if waits := host_memory.is_large(temporary):
-                host_memory.fill_holes(temporary)
+            waits = host_memory.is_large(temporary)
+            host_memory.fill_holes(temporary)
         found = program(*arguments)  # which compiles it, where nothing has yet, and is computed later
         self._waits[length] = waits
         self.compiling += time.perf_counter() - start

@@ -90,10 +90,9 @@ def choose(good: jax.Array, new: Tree, old: Tree) -> Tree:
 
 
 def all_finite(tree: Tree) -> jax.Array:
-    """Whether every floating-point number of a tree is finite, bool []: asked of their sum, which is read once, where
-    asking each would be kept and read again. A sum above the largest float32 counts as infinite."""
+    """Whether every floating-point number of a tree is finite, bool []."""
     leaves = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.inexact)]
-    return jnp.isfinite(sum((jnp.sum(leaf, dtype=jnp.float32) for leaf in leaves), jnp.float32(0)))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves])) if leaves else jnp.bool_(True)
 
 
 def describe(rule: Divergence, step: int) -> str:
@@ -102,5 +101,7 @@ def describe(rule: Divergence, step: int) -> str:
     if rule.deviations is not None:
         what += f", or more than {rule.deviations:g} standard deviations above the latest ones,"
     if rule.policy == "skip":
-        return f"the loss or its update is {what} for {rule.limit + 1} steps in a row, up to step {step}"
-    return f"the loss or its update is {what} at step {step}"
+        return (
+            f"the loss, its gradient or the weights are {what} for {rule.limit + 1} steps in a row, up to step {step}"
+        )
+    return f"the loss, its gradient or the weights are {what} at step {step}"

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.extend.backend import get_backend
 from jax.sharding import Mesh
 from jaxlib import version as jaxlib_version
 
@@ -302,10 +303,11 @@ def _known(asked: accelerators.Options) -> accelerators.Options:
 def _are_known(options: tuple[tuple[str, bool | int | str], ...]) -> bool:
     """Asked of XLA by compiling something; once, where programs are kept between starts: by an empty file there."""
     folder = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    of = jaxlib_version.__version__, options
+    of = jaxlib_version.__version__, get_backend().platform_version, options
     known = Path(folder, f"options-{provenance.digest(repr(of))}") if folder else None
-    if known is not None and known.exists():
-        return True
+    with contextlib.suppress(OSError):
+        if known is not None and known.exists():
+            return True
     try:
         jax.jit(jnp.negative, compiler_options=dict(options)).lower(jax.ShapeDtypeStruct((), jnp.float32)).compile()
     except jax.errors.JaxRuntimeError:

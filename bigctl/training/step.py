@@ -208,12 +208,12 @@ class Step:
         if self.config.train.keep_zeros:
             params = masks.zeros_kept(state.params, params)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
-        grad_norm = optax.global_norm(grads)
-        sums["grad_norm"] = jnp.stack([grad_norm, 1.0])
+        sums["grad_norm"] = jnp.stack([grad_norm := optax.global_norm(grads), 1.0])
         if self._tells_update:
             sums["update_norm"] = jnp.stack([optax.global_norm(updates), 1.0])
         changed = jax.tree.map(lambda p, trained: p if trained else None, params, self.trained(params))
-        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & divergence.all_finite(changed)
+        # Asked of their norm, which reads them once on a CPU; asking each weight keeps the answers and reads those too.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(optax.global_norm(changed))
         if rule.policy != "stop":
             finite &= divergence.all_finite(variables)  # a batch may spoil its statistics and no more
         loss = loss / jnp.maximum(weight, 1e-9)

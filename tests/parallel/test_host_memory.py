@@ -90,7 +90,7 @@ def test_steps_of_several_sizes_take_the_memory_of_the_largest():
 
 
 HOLES = """
-import random
+import random, sys
 from bigctl.parallel import host_memory
 
 kept = host_memory.keep_memory()
@@ -100,29 +100,42 @@ blocks = [libc.malloc(int(2 ** generator.uniform(8, 16))) for _ in range(40_000)
 for block in blocks[::2]:
     libc.free(block)
 host_memory.give_back()
-holes = [host_memory._holes()]
-host_memory.fill_holes(100 * 2**20)
-holes.append(host_memory._holes())
+holes = [host_memory._free_blocks()[0]]
+host_memory.fill_holes(int(sys.argv[1]))
+holes.append(host_memory._free_blocks()[0])
 highest = max(blocks)
 small, between, large = (libc.malloc(size) for size in (100_000, 30_000_000, 100 * 2**20))
 for block in (small, between, large):
     libc.free(block)
 filled = len(host_memory._filling)
 host_memory.open_holes()
-holes.append(host_memory._holes())
-print(int(kept), filled, *holes, int(min(small, between, large) > highest), len(host_memory._filling))
+holes.append(host_memory._free_blocks()[0])
+with open("/proc/self/statm") as file:
+    mapped = int(file.read().split()[0]) * 4096 >> 20
+print(int(kept), filled, *holes, int(min(small, between, large) > highest), len(host_memory._filling), mapped)
 """
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
-def test_holes_that_a_compiler_leaves_are_not_searched_in_each_step():
-    told = subprocess.check_output([sys.executable, "-c", HOLES], text=True)
-    kept, filled, before, between, after, above, left = map(int, told.split())
+@pytest.mark.parametrize("size", [100 * 2**20, 3 * 2**30], ids=["kept", "given back"])
+def test_holes_that_a_compiler_leaves_are_not_searched_in_each_step(size: int) -> None:
+    told = subprocess.check_output([sys.executable, "-c", HOLES, str(size)], text=True)
+    kept, filled, before, between, after, above, left, mapped = map(int, told.split())
     if not kept or not before:
         pytest.skip("another malloc, an older glibc, or a machine with an accelerator")
     assert before > 15_000 and filled > 10_000
     assert above and between < before  # what steps take is where no holes are
-    assert after > between and not left
+    assert after > between and not left and mapped < 4096  # MiB, of which Python and the blocks take 1,200 at most
+
+
+def test_holes_are_filled_again_whatever_was_compiled_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    filled: list[int] = []
+    monkeypatch.setattr(host_memory, "_keeps", True)
+    monkeypatch.setattr(host_memory, "_largest", 0)
+    monkeypatch.setattr(host_memory, "_free_blocks", lambda: (filled.append(host_memory._largest), (0, 0))[1])
+    for size in (1000, 2**28, 1000):  # a small evaluation before the step, and one after it
+        host_memory.fill_holes(size)
+    assert filled == [2**28, 2**28]
 
 
 ARENAS = """

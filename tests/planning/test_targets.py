@@ -58,7 +58,8 @@ def test_a_target_that_there_is_not_is_refused_with_close_ones(name: str) -> Non
     ("name", "devices", "larger"),
     [
         ("h100", 3, "h100:4"), ("h100:8", 8, "h100:8"), ("a100:8", 9, "a100:8x2"), ("h100:1", 200, "h100:8x25"),
-        ("v5e-4", 5, "v5e-8"), ("v5e-4", 300, None), ("v5p-8", 300, "v5p-512"), ("cpu:2", 4, None),
+        ("v5e-4", 5, "v5e-8"), ("v5e-4", 300, "v5e-256:slices=2"), ("v5e-4", 5000, None),
+        ("v5p-8", 300, "v5p-512"), ("cpu:2", 4, None),
     ],
 )  # fmt: skip
 def test_the_next_larger_machine_is_named_and_there(name: str, devices: int, larger: str | None) -> None:

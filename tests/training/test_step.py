@@ -12,6 +12,7 @@ import numpy as np
 import optax
 import pytest
 from jax import lax
+from jax.extend.backend import get_backend
 from jaxlib import version as jaxlib_version
 
 from bigctl import randomness
@@ -219,7 +220,8 @@ def test_what_xla_knows_is_asked_once_where_programs_are_kept(tmp_path: Path) ->
         [said] = tmp_path.glob("options-*")
         assert said.stat().st_size == 0
         _are_known.cache_clear()
-        said.rename(tmp_path / f"options-{provenance.digest(repr((jaxlib_version.__version__, (unknown,))))}")
+        of = jaxlib_version.__version__, get_backend().platform_version, (unknown,)
+        said.rename(tmp_path / f"options-{provenance.digest(repr(of))}")
         assert _are_known((unknown,))  # as the file says it, which is not asked again
         jax.config.update("jax_compilation_cache_dir", str(tmp_path / "gone"))
         _are_known.cache_clear()

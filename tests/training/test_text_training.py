@@ -198,8 +198,10 @@ def test_the_memory_that_is_told_before_is_that_of_the_step_that_runs(data, shap
     whole = compiled(programs.step_sent, programs.carried_state, sent(exp), programs.hparams)
     trained = step_memory.as_trained(exp, whole, sent(exp))
     assert (trained is whole) is (shapes == 1)
-    between = size_of(programs.carried_state.params)  # the gradient, which goes from one program to the other
-    assert device_memory.peak(trained) >= size_of(programs.carried_state) + between * (shapes == 2)
+    if shapes == 2:  # the first program gives the gradient to the other
+        between = size_of(programs.carried_state.params)
+        alone = device_memory.peak(trained.graded)  # type: ignore[attr-defined]
+        assert device_memory.peak(trained) >= max(alone, size_of(programs.carried_state) + between)
 
 
 def padding(exp: Experiment, steps: int) -> list[float]:

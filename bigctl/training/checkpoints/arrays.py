@@ -41,8 +41,7 @@ def restore(
 ) -> TrainState:
     """The state in a checkpoint's folder, of arrays of these shapes, placed as `abstract` says.
 
-    A momentum, or the sum of a metric, that has been turned on since begins with zeros; one that has been turned off is
-    left out.
+    A momentum, or the norm of updates, that has been turned on since begins with zeros; what was turned off is left out.
 
     Raises:
         RunError: if its arrays do not fit.
@@ -121,8 +120,9 @@ def _read(checkpointer: AsyncCheckpointer, path: Path, item: dict[str, Any], *, 
 
 
 def _can_begin(name: str) -> bool:
-    """Whether this begins with zeros in the middle of a training too: a state of `optax.trace`, or a metric's sum."""
-    return name.startswith("sums/") or (name.startswith("opt_state/") and "/trace/" in name)
+    """Whether this begins with zeros in the middle of a training too: a state of `optax.trace`, or the sum of the norms
+    of updates, see `train.update_norm`."""
+    return name == "sums/update_norm" or (name.startswith("opt_state/") and "/trace/" in name)
 
 
 def _places(stored: Iterable[str], wanted: Iterable[str]) -> dict[str, str]:
