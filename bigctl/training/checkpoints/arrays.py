@@ -41,7 +41,7 @@ def restore(
 ) -> TrainState:
     """The state in a checkpoint's folder, of arrays of these shapes, placed as `abstract` says.
 
-    A momentum, or the norm of updates, that has been turned on since begins with zeros; what was turned off is left out.
+    A momentum, or the norm of updates, that was turned on since begins with zeros; what was turned off is left out.
 
     Raises:
         RunError: if its arrays do not fit.
