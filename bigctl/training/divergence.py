@@ -3,8 +3,9 @@
 A step is bad if its loss, its gradient or the weights after it are not finite, or, where `train.divergence.deviations`
 is set, if its loss or gradient norm stands out of those of the good steps before. `skip` is the rule of OLMo's and
 levanter's skip-step optimizers (128 steps, 6 standard deviations), but counted in the state and with an end; unlike
-theirs, the window holds good steps only, so a spike does not make room for the next. `rewind` is how PaLM (https://arxiv.org/abs/2204.02311,
-section 5.1) was brought past its spikes by hand: an earlier checkpoint, other batches.
+theirs, the window holds good steps only, so a spike does not make room for the next. `rewind` is how PaLM
+(https://arxiv.org/abs/2204.02311, section 5.1) was brought past its spikes by hand: an earlier checkpoint, other
+batches.
 """
 
 from __future__ import annotations
