@@ -120,7 +120,8 @@ def _resolve(run: Run) -> Resolved:
         source = resolve.locate_weights(config) if not run.resumes or lacks_tokenizer else None
     if not run.resumes:
         config = resolve.with_architecture(config, source)
-        run.directory.write_config(composing.to_yaml(config), run.overrides)
+        if shared is None:
+            run.directory.write_config(composing.to_yaml(config), run.overrides)
     if shared is not None:
         dataset = shared.resolved.dataset
     else:

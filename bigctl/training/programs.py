@@ -280,9 +280,9 @@ def _platform(step: Step) -> str:
     return platform
 
 
-def options_of_copies(step: Step) -> accelerators.Options:
-    """Of a program that computes nothing."""
-    return _known(accelerators.options_of_copies(_platform(step)))
+def options_of_copies(step: Step, size: int) -> accelerators.Options:
+    """Of a program that computes nothing, and copies so many bytes."""
+    return _known(accelerators.options_of_copies(_platform(step), size))
 
 
 def _options_of_one_call(step: Step) -> accelerators.Options:

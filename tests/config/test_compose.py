@@ -60,6 +60,16 @@ def test_a_configuration_survives_its_yaml(recipe):
         assert to_yaml(config) == by_omegaconf(config)
 
 
+@pytest.mark.parametrize(
+    "text",
+    ['it\'s "so": # - & * ! | > % @ `', "1e-3", "yes", "2024-01-01", "a b " * 60, "umläut\x85", "\u2028 \t " * 30],
+)
+def test_any_text_is_written_as_omegaconf_writes_it(text: str) -> None:
+    config = compose(["recipe=mlp_cls"]).config
+    config.data.train = config.data.positive = text
+    assert to_yaml(config) == by_omegaconf(config)
+
+
 @pytest.mark.parametrize("recipe", golden.options("recipe"))
 def test_a_recipe_sets_no_keys_inside_a_group_it_chooses(recipe):
     # They would stay behind when another option of the group is chosen: `recipe=cnn_cls model=mlp`.

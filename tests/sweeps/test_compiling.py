@@ -28,7 +28,7 @@ def part(name):
 (folder / f"ready-{me}").touch()
 while len(list(folder.glob("ready-*"))) < 2:
     time.sleep(0.01)
-compiling.compile_all({name: part(name) for name in "abc"}, folder, later={"d": part("d")})
+compiling.compile_all({name: part(name) for name in "abc"}, folder)
 """
 
 
@@ -39,19 +39,18 @@ def test_each_program_is_compiled_by_one_process_and_found_by_the_other(tmp_path
     for name in "abc":
         assert sorted(did for _, what, did in log if what == name) == ["compiles", "reads"]
     assert len({who for who, _, did in log if did == "compiles"}) == 2, "one has done all of it"
-    assert sum(what == "d" and did == "compiles" for _, what, did in log) <= 1
 
 
 def test_a_process_that_is_killed_while_it_compiles_holds_up_nobody(tmp_path: Path) -> None:
     lives = "import sys, time; from pathlib import Path; from bigctl.sweeps.packed import compiling\n"
     lives += "def part():\n    print('compiling', flush=True)\n    time.sleep(600)\n"
-    lives += "compiling.compile_all({'a': part}, Path(sys.argv[1]), later={})"
+    lives += "compiling.compile_all({'a': part}, Path(sys.argv[1]))"
     with subprocess.Popen([sys.executable, "-c", lives, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout is not None and other.stdout.readline() == "compiling\n"
         other.kill()
     done: list[str] = []
-    compiling.compile_all({"a": lambda: done.append("a")}, tmp_path, later={"b": lambda: done.append("b")})
-    assert done == ["a"], "nothing is compiled for later by one that does not wait"
+    compiling.compile_all({"a": lambda: done.append("a")}, tmp_path)
+    assert done == ["a"]
 
 
 def test_one_that_waits_for_another_stops_waiting_when_it_is_asked_to(tmp_path: Path) -> None:
@@ -62,9 +61,9 @@ def test_one_that_waits_for_another_stops_waiting_when_it_is_asked_to(tmp_path: 
             asked.append(True)
             return len(asked) > 5
 
-        compiling.compile_all({"a": lambda: asked.clear()}, tmp_path, later={}, stopped=stopped)
+        compiling.compile_all({"a": lambda: asked.clear()}, tmp_path, stopped=stopped)
 
-    compiling.compile_all({"a": waits}, tmp_path, later={})
+    compiling.compile_all({"a": waits}, tmp_path)
     assert len(asked) > 5, "it went on, though the other has it still"
 
 
@@ -75,5 +74,5 @@ def test_where_no_lock_can_be_had_all_is_compiled_and_what_fails_is_left_to_the_
     def refused() -> None:
         raise ConfigError("there is no memory for it", where="packed trials")
 
-    compiling.compile_all({"a": refused, "b": lambda: done.append("b")}, folder, later={})
+    compiling.compile_all({"a": refused, "b": lambda: done.append("b")}, folder)
     assert done == ["b"]

@@ -29,8 +29,11 @@ from bigctl.runs.metrics_file import read_metrics
 from bigctl.sweeps.packed import compatibility, compiling, pack_width, runner
 from bigctl.sweeps.packed.runner import PackedTrial
 from bigctl.training import plans
+from bigctl.training.evaluation import Evaluator
 from bigctl.training.packed.pack import Pack, PackedEvaluator, PackedFeed
-from bigctl.training.packed.scoring import Question, side_by_side
+from bigctl.training.packed.scoring import Question
+from bigctl.training.packed.side_by_side import Copies, side_by_side
+from bigctl.training.programs import options_of_copies as options
 from bigctl.training.signals import StopRequest
 from tests import forked
 
@@ -294,8 +297,44 @@ def test_trials_whose_scores_cannot_be_computed_in_one_call_are_scored_one_by_on
 def test_nothing_is_compiled_for_a_pack_that_is_asked_to_stop(tmp_path: Path) -> None:
     done: list[str] = []
     parts = {"a": lambda: done.append("a"), "b": lambda: done.append("b")}
-    compiling.compile_all(parts, tmp_path, later={"c": lambda: done.append("c")}, stopped=lambda: len(done) == 1)
+    compiling.compile_all(parts, tmp_path, stopped=lambda: len(done) == 1)
     assert done == ["a"]
+
+
+def test_what_the_winner_is_scored_by_is_compiled_once_while_others_still_train(tmp_path: Path) -> None:
+    shared = runner.TrialGroup([PackedTrial("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
+    asked: list[str] = []
+
+    class Asked(Experiment):
+        def evaluator(self, split: str, prefix: str) -> Evaluator:
+            asked.append(split)
+            return super().evaluator(split, prefix)
+
+    fields = {f.name: getattr(shared.experiment, f.name) for f in dataclasses.fields(shared.experiment)}
+    experiment = Asked(**fields)
+    compiling.compile_test(experiment, None)
+    compiling.compile_test(experiment, tmp_path)
+    assert asked == [], "nobody would be kept waiting by the winner's own process"
+    with compiling.among_others(tmp_path):
+        compiling.compile_test(experiment, tmp_path)
+        compiling.compile_test(experiment, tmp_path)
+    assert asked == ["test"]
+
+
+@pytest.mark.parametrize("size", [1, 2**30])
+def test_states_come_side_by_side_and_apart_again(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By either kind of compiled copy, whose options depend on the size."""
+    monkeypatch.setattr("bigctl.training.packed.side_by_side.options_of_copies", lambda step, _: options(step, size))
+    shared = runner.TrialGroup([PackedTrial("0", dataclasses.replace(COMPOSED, config=BASE), Path("nowhere"))])
+    programs = shared.experiment.programs
+    copies, states = Copies(programs, 3), [programs.initialise(), programs.blank()]
+    for _ in range(2):  # the second time into the memory of the first
+        known = jax.tree.map(np.array, states)
+        together = copies.joined(states)
+        first = jax.tree.leaves(together)[0]
+        assert len(first) == 3 and (np.asarray(first[2]) == np.asarray(first[0])).all()
+        states = copies.parted(together, 2)
+        jax.tree.map(np.testing.assert_array_equal, known, states)
 
 
 def plan_of(built: Experiment) -> FixedPlan:

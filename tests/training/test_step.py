@@ -233,7 +233,8 @@ def test_what_xla_knows_is_asked_once_where_programs_are_kept(tmp_path: Path) ->
 
 def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that_is_quick_for_them() -> None:
     together = "xla_cpu_use_fusion_emitters"  # not where XLA has no other way any more
-    quick = _known({together: False, "xla_backend_optimization_level": 1})
+    in_one_part = {"xla_cpu_parallel_codegen_split_count": 1}
+    quick = _known({together: False, "xla_backend_optimization_level": 1, **in_one_part})
     mlp = built(*MLP).programs.step
     assert compiler_options(mlp).items() >= quick.items() and options_of_use(mlp) == quick
     assert together in quick or tuple(map(int, jax.__version__.split(".")[:2])) > (0, 10)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterator
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -55,12 +56,25 @@ def component(group: str, name: str) -> type[Component] | None:
 
 
 def _kind_of(cls: type) -> str:
-    return str(next(f.default for f in dataclasses.fields(cls) if f.name == "kind"))
+    return str(cls.__dataclass_fields__["kind"].default)  # type: ignore[attr-defined]
 
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    return get_type_hints(cls)
+    """What `typing.get_type_hints` gives. A hundred components have a few dozen types: each is evaluated once."""
+    found: dict[str, Any] = {}
+    try:
+        for base in reversed(cls.__mro__[:-1]):
+            for name, hint in inspect.get_annotations(base).items():
+                found[name] = _evaluated(hint, base.__module__) if isinstance(hint, str) else hint
+    except NameError:  # one that is defined within the class
+        return get_type_hints(cls)
+    return found
+
+
+@functools.cache
+def _evaluated(hint: str, module: str) -> Any:
+    return get_type_hints(type("Holder", (), {"__module__": module, "__annotations__": {"it": hint}}))["it"]
 
 
 def walk(cls: type, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field[Any], Any]]:

@@ -19,9 +19,6 @@ from bigctl.runs.directory import RunDirectory
 from bigctl.runs.untrusted import metrics_lines
 from bigctl.sweeps.trials import COMPLETE, FAILED, STOPPED, State, Study
 
-PRUNE = "prune"
-"""A file of this name in a run directory asks a packed trial to stop; it holds the reason."""
-
 
 @dataclass
 class RunMonitor:

@@ -21,6 +21,7 @@ from bigctl.sweeps.execution.local import Executor, Job
 from bigctl.sweeps.execution.monitor import Monitors, RunEnd, RunMonitor
 from bigctl.sweeps.execution.proposals import Proposals
 from bigctl.sweeps.ledger import Ledger
+from bigctl.sweeps.packed.trial_stop import PRUNE
 from bigctl.sweeps.search.choose import make_pruner
 from bigctl.sweeps.search.samplers import key_of
 from bigctl.sweeps.search.space import Plan
@@ -235,7 +236,7 @@ class Scheduler:
         resumed_at = {s.trial.id: monitor.last_checkpoint(self.study.run(s)) for s in states}
         if own:
             for state in states:
-                (self.study.run(state) / monitor.PRUNE).unlink(missing_ok=True)
+                (self.study.run(state) / PRUNE).unlink(missing_ok=True)
                 log = str(self._log(states).relative_to(self.study.path))
                 self.ledger.append(
                     "start", id=state.trial.id, attempt=state.attempts + 1, step=resumed_at[state.trial.id],
@@ -307,7 +308,7 @@ class Scheduler:
         if running.size == 1:
             running.job.terminate()
         else:
-            (self.study.run(state) / monitor.PRUNE).write_text(reason + "\n", encoding="utf-8")
+            (self.study.run(state) / PRUNE).write_text(reason + "\n", encoding="utf-8")
 
     # ---------------------------------------------------------------------------------------------------------- ending
 

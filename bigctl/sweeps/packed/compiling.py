@@ -30,33 +30,57 @@ Parts = Mapping[str, Callable[[], object]]
 """What there is to compile: each with a name that all processes of a sweep know it by."""
 
 
+@contextlib.contextmanager
+def among_others(folder: Path | None) -> Iterator[None]:
+    """While this process trains, or compiles what it trains by, the others know it: see `compile_test`."""
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            with contextlib.suppress(OSError):
+                file = stack.enter_context(os.fdopen(open_regular(_beside(folder, "training"), os.O_RDWR | os.O_CREAT)))
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
 def compile_pack(
     experiment: Experiment, steps: PackedSteps, scoring: PackedScoring, folder: Path | None, stopped: Callable[[], bool]
 ) -> None:
     """Compile what all trials of packs run, before the first of them does; see `compile_all`."""
     programs = experiment.programs
-
-    def weights() -> tuple[Tree, Tree]:
-        blank = programs.blank()
-        return programs.evaluation_weights(blank), blank.variables
-
-    def test() -> None:
-        tested = experiment.evaluator("test", "test")
-        if tested.resident:
-            tested.compile(*weights())
-
     parts: Parts = {
         f"{steps.width}-steps": lambda: steps.compile(programs),
         f"{steps.width}-state": programs.initialise,
         f"{steps.width}-copies": lambda: steps.compile_copies(programs.blank()),
-        f"{steps.width}-evaluation": lambda: scoring.compile(weights(), programs.hparams),
+        f"{steps.width}-evaluation": lambda: scoring.compile(_weights(experiment), programs.hparams),
     }
-    compile_all(parts, folder, later={"test": test}, stopped=stopped)  # which the sweep scores the winner by
+    compile_all(parts, folder, stopped=stopped)
 
 
-def compile_all(
-    parts: Parts, folder: Path | None, *, later: Parts, stopped: Callable[[], bool] = lambda: False
-) -> None:
+def compile_test(experiment: Experiment, folder: Path | None) -> None:
+    """Compile what the sweep will score its winner by, if nobody has and others are training still: a process that has
+    trained all it was given has time for it."""
+    if folder is None:
+        return
+    with _taken(_beside(folder, "training")) as alone:
+        done = _beside(folder, "compiled")
+        if alone or done.exists():
+            return
+
+    def test() -> None:
+        tested = experiment.evaluator("test", "test")
+        if tested.resident:
+            tested.compile(*_weights(experiment))
+        done.touch()
+
+    _compiled("test", {"test": test}, folder)
+
+
+def _weights(experiment: Experiment) -> tuple[Tree, Tree]:
+    """Some to compile an evaluation with."""
+    blank = experiment.programs.blank()
+    return experiment.programs.evaluation_weights(blank), blank.variables
+
+
+def compile_all(parts: Parts, folder: Path | None, *, stopped: Callable[[], bool] = lambda: False) -> None:
     """Compile all parts, first those that no other process is at; the last ones are waited for.
 
     What goes wrong is left to the trials, which meet it again and have a log to say so in.
@@ -65,13 +89,9 @@ def compile_all(
         parts: what to compile.
         folder: of the sweep, where a process that compiles says so; None where nothing that is compiled is kept, so
             that each process has to do all of it.
-        later: what one of the processes may compile for others that come after it, while it would wait.
         stopped: whether the process was asked to stop, so that nothing more is begun and nothing waited for.
     """
     taken = [name for name in parts if not stopped() and not _compiled(name, parts, folder)]
-    for name in later if taken else ():
-        if not stopped():
-            _compiled(name, later, folder)
     for name in taken:
         while not stopped() and not _compiled(name, parts, folder):
             time.sleep(_LOOK)
@@ -79,13 +99,18 @@ def compile_all(
 
 def _compiled(name: str, parts: Parts, folder: Path | None) -> bool:
     """Compile a part, unless another process is at it; whether it was free."""
-    with _taken(None if folder is None else folder / f".compiling-{socket.gethostname()}-{name}") as free:
+    with _taken(None if folder is None else _beside(folder, f"compiling-{name}")) as free:
         if free:
             try:
                 parts[name]()
             except Exception as error:  # of any kind: a component may be a plugin's
                 log.info("%s: %s", name, str(error)[:200])
         return free
+
+
+def _beside(folder: Path, what: str) -> Path:
+    """A file by which processes on this machine know of each other."""
+    return folder / f".{what}-{socket.gethostname()}"
 
 
 @contextlib.contextmanager

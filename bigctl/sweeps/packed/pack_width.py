@@ -124,7 +124,7 @@ def _cost(shared: TrialGroup, width: int, seconds: float) -> float:
     import numpy as np
     from jax.errors import JaxRuntimeError
 
-    from bigctl.training.packed.scoring import side_by_side
+    from bigctl.training.packed.side_by_side import side_by_side
 
     steps, programs = shared.steps(width), shared.experiment.programs
     config = shared.experiment.config

@@ -36,6 +36,7 @@ from bigctl.runs.summary import Summary
 from bigctl.sweeps.packed import compatibility, compiling
 from bigctl.sweeps.packed import pack_width as width_of
 from bigctl.sweeps.packed.pack_width import Verdict
+from bigctl.sweeps.packed.trial_stop import TrialStop
 from bigctl.training.signals import StopRequest
 
 if TYPE_CHECKING:
@@ -49,7 +50,6 @@ if TYPE_CHECKING:
 TOGETHER, MEMORY = 32, 2**28
 """Trials that are in training at the same time, where their states fit so many bytes; the next ones wait. While some
 compute, others start, write or end; at least two packs do so."""
-PRUNE = "prune"
 
 
 @dataclass(frozen=True)
@@ -82,39 +82,6 @@ class TrialOutcome:
         return {"status": status, "message": str(self.error), "exit_code": code}
 
 
-class TrialStop:
-    """The stop request of one trial: that of the process, or the file `prune` in its run directory."""
-
-    def __init__(self, process: StopRequest, run: Path):
-        self._process, self._file = process, run / PRUNE
-        self._pruned: str | None = None
-
-    @property
-    def exit_code(self) -> int | None:
-        if self._pruned is None and self._file.exists():
-            self._pruned = self._file.read_text(encoding="utf-8").strip() or "pruned"
-        return 75 if self._pruned is not None else self._process.exit_code
-
-    @property
-    def reason(self) -> str:
-        return self._process.reason if self._pruned is None else self._pruned
-
-    def reached(self, steps: int) -> bool:
-        return self.exit_code is not None or self._process.reached(steps)
-
-    def room(self, steps: int, limit: int) -> int:
-        return limit
-
-    def at(self, deadline: float, reason: str) -> None:
-        self._process.at(deadline, reason)
-
-    def orderly(self) -> None:
-        self._process.orderly()
-
-    def listen(self, told: Callable[[str], None]) -> None:
-        """A trial says nothing: the sweep does."""
-
-
 # --------------------------------------------------------------------------------------------------- what is shared
 
 
@@ -130,7 +97,7 @@ class TrialGroup:
         from bigctl.engine import experiment as experiments
 
         config = jobs[0].config
-        self._kept = config.train.compile_cache and compile_cache.use_compile_cache() is not None
+        self.keeps_programs = config.train.compile_cache and compile_cache.use_compile_cache() is not None
         resolved = resolve.resolve(config, RunDirectory(jobs[0].path).tokenizer)
         self.resolved = dataclasses.replace(resolved, cadence=in_pack(resolved.config, resolved.cadence))
         self.experiment = experiments.build_resolved(self.resolved)
@@ -177,11 +144,10 @@ class TrialGroup:
                 self._scoring[width] = PackedScoring(programs, one, width=width, check=check)
             return self._scoring[width]
 
-    def compile(self, width: int, beside: Path | None, stop: StopRequest) -> None:
-        """Compile what all trials run, so many side by side, before the first of them does; `beside` is the folder of
-        the processes that train packs like these, where there is one."""
-        folder, stopped = beside if self._kept else None, lambda: stop.exit_code is not None
-        compiling.compile_pack(self.experiment, self.steps(width), self.scoring(width), folder, stopped)
+    def compile(self, width: int, folder: Path | None, stop: StopRequest) -> None:
+        """Compile what all trials run, so many side by side, before the first of them does; see `compile_all`."""
+        steps, scoring = self.steps(width), self.scoring(width)
+        compiling.compile_pack(self.experiment, steps, scoring, folder, lambda: stop.exit_code is not None)
 
     def evaluator(self, split: str, prefix: str) -> Evaluator:
         """For all trials; the data is on the device once."""
@@ -243,6 +209,7 @@ def train(
     mode: str = "auto",
     plugins: Sequence[str] = (),
     beside: Path | None = None,
+    last: bool = True,
     decided: Callable[[Verdict], None] = lambda verdict: None,
     ended: Callable[[TrialOutcome], None] = lambda end: None,
 ) -> tuple[list[TrialOutcome], Verdict]:
@@ -254,6 +221,7 @@ def train(
         mode: "auto" packs where that can be done and pays, "yes" packs.
         plugins: modules the configurations need, for the record.
         beside: a folder that processes which train others like these have in common.
+        last: whether this process has no others to train after these.
         decided: told how, before training begins.
         ended: told of each trial when it ends.
 
@@ -261,16 +229,13 @@ def train(
         ConfigError: where they cannot be packed. What ends single trials is in what comes back.
     """
     from bigctl.training.checkpoints.async_checkpoints import of_many
-    from bigctl.training.packed.pack import Pack
 
     _require_alike([job.config for job in jobs], mode)
     shared = TrialGroup(jobs)
     verdict = width_of.decide(shared, [job.path for job in jobs], mode)
     decided(verdict)
     width = verdict.width
-    if width > 1:
-        shared.compile(width, beside, stop)
-    shares = _shares(jobs, width)
+    folder = beside if shared.keeps_programs and width > 1 else None
     room, ending = threading.Semaphore(shared.packs_at_once(width)), threading.Lock()
     ends: list[TrialOutcome] = []
     note = {"packed": {"trials": len(jobs), "width": width}}
@@ -287,12 +252,12 @@ def train(
             ends.append(end)
             ended(end)
 
-    def some(share: Sequence[PackedTrial]) -> None:
-        with room:
-            pack = Pack(shared.steps(width), shared.scoring(width), len(share)) if width > 1 else None
-            _each_in_a_thread(one, [(job, pack, lane) for lane, job in enumerate(share)])
-
-    _each_in_a_thread(some, [(share,) for share in shares])
+    with compiling.among_others(folder):
+        if width > 1:
+            shared.compile(width, folder, stop)
+        _each_in_a_thread(_side_by_side, [(shared, share, width, room, one) for share in _shares(jobs, width)])
+    if last and stop.exit_code is None:
+        compiling.compile_test(shared.experiment, folder)
     order = {job.id: number for number, job in enumerate(jobs)}
     return sorted(ends, key=lambda end: order[end.job.id]), verdict
 
@@ -312,6 +277,21 @@ def _to_its_end(job: PackedTrial, parts: TrialParts, stop: StopRequest, plugins:
         return TrialOutcome(job, trainer.train(job.composed, job.path, options))
     except Exception as error:
         return TrialOutcome(job, error=error)
+
+
+def _side_by_side(
+    shared: TrialGroup,
+    share: Sequence[PackedTrial],
+    width: int,
+    room: threading.Semaphore,
+    one: Callable[[PackedTrial, Pack | None, int], None],
+) -> None:
+    """Train the trials of one pack, each by `one`, when there is room for it."""
+    from bigctl.training.packed.pack import Pack
+
+    with room:
+        pack = Pack(shared.steps(width), shared.scoring(width), len(share)) if width > 1 else None
+        _each_in_a_thread(one, [(job, pack, lane) for lane, job in enumerate(share)])
 
 
 def _each_in_a_thread(call: Any, arguments: Sequence[tuple[Any, ...]]) -> None:
@@ -373,12 +353,13 @@ def _main(path: Path, stop: StopRequest) -> int:
     jobs = [PackedTrial(name, found, run) for (name, _, run), found in zip(trials, composed, strict=True)]
     ends: list[TrialOutcome] = []
     verdicts: list[dict[str, Any]] = []
-    for group in compatibility.groups(jobs, lambda job: job.config):
-        mode = content.get("mode", "auto")
+    groups, mode = compatibility.groups(jobs, lambda job: job.config), content.get("mode", "auto")
+    for group in groups:
         try:
             ends += train(
-                group, stop=stop, mode=mode, plugins=plugins, beside=path.parent, decided=decided, ended=ended
-            )[0]
+                group, stop=stop, mode=mode, plugins=plugins, beside=path.parent, last=group is groups[-1],
+                decided=decided, ended=ended,
+            )[0]  # fmt: skip
         except Exception as error:  # of data that is missing, say: other groups may have other data
             for job in group:
                 ends.append(TrialOutcome(job, error=error))

@@ -33,8 +33,9 @@ from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
 from bigctl.training.evaluation import Evaluator, Scores
 from bigctl.training.on_batches import Arrays, on_resident
-from bigctl.training.packed.scoring import PackedScoring, Question, side_by_side
-from bigctl.training.programs import LARGEST_LOOP, Programs, compiler_options, options_of_copies
+from bigctl.training.packed.scoring import PackedScoring, Question
+from bigctl.training.packed.side_by_side import Copies, side_by_side
+from bigctl.training.programs import LARGEST_LOOP, Programs, compiler_options
 from bigctl.training.state import TrainState, Tree
 from bigctl.training.step import Hparams
 from bigctl.training.task import Task
@@ -60,55 +61,6 @@ def compile_packed_steps(programs: Programs, layout: Layout, length: int | None,
 
     everywhere, options = meshes.replicated(programs.mesh), compiler_options(programs.step)
     return jax.jit(run, donate_argnums=0, out_shardings=everywhere, compiler_options=options)
-
-
-class SideBySide:
-    """States in and out of one tree of arrays [width, ...]. A program that had them one by one for its arguments, and
-    the arrays of each, would take twice as long to compile as that of one training.
-
-    Args:
-        programs: of any of the trainings.
-        width: how many states are side by side.
-    """
-
-    def __init__(self, programs: Programs, width: int):
-        self.width, self._one = width, programs.carried_state
-        self._everywhere = meshes.replicated(programs.mesh)
-        placed = jax.tree.map(lambda leaf: leaf.sharding, self._one)
-        compiled = partial(jax.jit, compiler_options=options_of_copies(programs.step))
-        self._put = compiled(_put, donate_argnums=0, out_shardings=self._everywhere)
-        self._take = compiled(_take, out_shardings=placed)
-        self._spare: list[TrainState] = []  # of dispatches before, whose memory is written to again
-
-    def joined(self, states: Sequence[TrainState]) -> TrainState:
-        """At most `width` states as one, in whose rows that are left over is the first; they are used up."""
-        found = self._spare.pop() if self._spare else self.empty()
-        for row in range(self.width):
-            found = self._put(found, states[row] if row < len(states) else states[0], np.int32(row))
-        for leaf in jax.tree.leaves(states):
-            leaf.delete()
-        return found
-
-    def parted(self, side_by_side: TrainState, count: int) -> list[TrainState]:
-        """The first `count` of them, one by one; what they were side by side in is used up."""
-        found = [self._take(side_by_side, np.int32(row)) for row in range(count)]
-        self._spare.append(side_by_side)
-        return found
-
-    def empty(self) -> TrainState:
-        """States of zeros, side by side."""
-        return jax.tree.map(self._zeros, self._one)
-
-    def _zeros(self, one: jax.ShapeDtypeStruct) -> jax.Array:
-        return meshes.put(np.zeros((self.width, *one.shape), one.dtype), self._everywhere)
-
-
-def _put(side_by_side: TrainState, state: TrainState, row: jax.Array) -> TrainState:
-    return jax.tree.map(lambda leaf, one: jax.lax.dynamic_update_index_in_dim(leaf, one, row, 0), side_by_side, state)
-
-
-def _take(side_by_side: TrainState, row: jax.Array) -> TrainState:
-    return jax.tree.map(lambda leaf: leaf[row], side_by_side)
 
 
 class PackedSteps:
@@ -153,17 +105,17 @@ class PackedSteps:
         self._warm = False
         self.calls = Calls(check)
         self.program = compile_packed_steps(programs, layout, self.length, looped=looped)
-        self._side_by_side = SideBySide(programs, width)
+        self._copies = Copies(programs, width)
 
     def compile(self, one: Programs) -> None:
         """Compile the steps, with a training whose hparams are of their kind."""
         hparams = side_by_side([one.hparams], self.width)
         indices = np.zeros((self.width, self.largest, self._batch_size), np.int32)
-        self._run(self._side_by_side.empty(), indices, 0, hparams)
+        self._run(self._copies.empty(), indices, 0, hparams)
 
     def compile_copies(self, state: TrainState) -> None:
         """Compile what brings states side by side, and apart; this one is used up."""
-        self._side_by_side.parted(self._side_by_side.joined([state]), 1)
+        self._copies.parted(self._copies.joined([state]), 1)
 
     def _run(self, states: TrainState, indices: np.ndarray, count: int, hparams: Hparams) -> TrainState:
         given = states, self.arrays, indices, np.int32(count), hparams
@@ -185,8 +137,8 @@ class PackedSteps:
         if timing:
             jax.block_until_ready(states)
         start = time.perf_counter()
-        together = self._run(self._side_by_side.joined(states), indices, count, hparams)
-        states = self._side_by_side.parted(together, len(states))
+        together = self._run(self._copies.joined(states), indices, count, hparams)
+        states = self._copies.parted(together, len(states))
         if timing:
             jax.block_until_ready(states)
             self._length = int(np.clip(count / max(time.perf_counter() - start, 1e-6), 1, self.largest))

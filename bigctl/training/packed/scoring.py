@@ -16,6 +16,7 @@ from bigctl.training.calls import Calls, Check
 from bigctl.training.evaluation import Evaluator
 from bigctl.training.metrics import Sums
 from bigctl.training.on_batches import Arrays, evaluation_of_resident
+from bigctl.training.packed.side_by_side import side_by_side
 from bigctl.training.programs import Programs, options_of_use
 from bigctl.training.state import Tree
 from bigctl.training.step import Hparams
@@ -99,13 +100,6 @@ class PackedScoring:
         for indices, mask, length in self.one.plan.batches():
             given = weights, self.one.place(), indices, mask, hparams, self.one.layout, length
             yield indices, mask, jax.device_get(self.calls.run(self._program, length, *given))
-
-
-def side_by_side(trees: Sequence[Tree], width: int) -> Tree:
-    """At most `width` trees as one of arrays [width, ...] on the host, in whose rows that are left over is the first;
-    nothing is compiled for it."""
-    rows = [*trees, *[trees[0]] * (width - len(trees))]
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *jax.device_get(rows))
 
 
 def _row(sums: Mapping[str, np.ndarray], row: int) -> dict[str, np.ndarray]:
