@@ -19,7 +19,7 @@ from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
 from bigctl.training.metrics import Sums
 from bigctl.training.prefetch import prefetched
-from bigctl.training.programs import ModelPrograms
+from bigctl.training.programs import FEW, ModelPrograms
 from bigctl.training.state import Tree
 from bigctl.training.task import Task, special_metrics
 
@@ -160,9 +160,10 @@ class Evaluator(SplitScores):
         if not self.resident:
             yield from self._sent(params, variables)
             return
+        evaluate = programs.evaluate_few if self.count <= FEW else programs.evaluate_resident
         for indices, mask, length in self.plan.batches():
             given = params, variables, arrays, indices, mask, programs.hparams, self.layout, length
-            yield indices, mask, self._run(programs.evaluate_resident, length, *given)
+            yield indices, mask, self._run(evaluate, length, *given)
 
     def _sent(self, params: Tree, variables: Tree) -> Iterator[tuple[np.ndarray, np.ndarray, Sums]]:
         """The same of a split that is not on the devices, whose batches are made ahead."""

@@ -39,6 +39,9 @@ from bigctl.training.task import Task, special_metrics
 LARGEST_LOOP = 1024
 """Steps a dispatch at most: the length of the index array that a looped program takes."""
 
+FEW = 10_000
+"""Examples which are scored so soon that it matters more how long that takes to compile."""
+
 
 @dataclass(frozen=True, eq=False)
 class ModelPrograms:
@@ -50,6 +53,7 @@ class ModelPrograms:
         seed: of the initial parameters.
         evaluate_sent: (params, variables, batch columns, mask [batch], hparams) -> sums.
         evaluate_resident: (params, variables, arrays, indices [batch], mask [batch], hparams, layout, length) -> sums.
+        evaluate_few: the same for splits of at most `FEW` examples.
         add_sums: (sums, sums) -> sums.
     """
 
@@ -58,6 +62,7 @@ class ModelPrograms:
     seed: int
     evaluate_sent: Compiled
     evaluate_resident: Compiled
+    evaluate_few: Compiled
     add_sums: Compiled
 
     @property
@@ -246,14 +251,15 @@ def compiler_options(step: Step) -> accelerators.Options:
     )
 
 
-def options_of_use(step: Step) -> accelerators.Options:
-    """Of a program that asks the model about examples, or scores it on them."""
+def options_of_use(step: Step, *, few: bool = False) -> accelerators.Options:
+    """Of a program that asks the model about examples, or scores it on them; on `few` of them."""
     try:
         shapes = step.task.exported_inputs(1)  # pictures also where training sees features of them
     except NotImplementedError:  # of a plugin
         shapes = step.task.example_shapes(1)
     pictures = _of_pictures(shapes)
-    return _known(accelerators.options_of_use(_platform(step), pictures=pictures, small=_is_small_of_tables(step)))
+    small = _is_small_of_tables(step)
+    return _known(accelerators.options_of_use(_platform(step), pictures=pictures, small=small, few=few))
 
 
 _FEW = 12
@@ -321,13 +327,17 @@ def _are_known(options: tuple[tuple[str, bool | int | str], ...]) -> bool:
 def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:
     """The same without those that train, of which nothing is traced to know the shapes of a state."""
     step = make_step(config, task, mesh, total_steps)
-    sums = partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=options_of_use(step))
+    use, of_few = options_of_use(step), options_of_use(step, few=True)
+    sums = partial(jax.jit, out_shardings=meshes.replicated(mesh))
+    resident = partial(sums, on_batches.evaluation_of_resident(step), static_argnums=(6, 7))
+    evaluate_resident = resident(compiler_options=use)
     return ModelPrograms(
         step=step,
         hparams=hparams_of(config),
         seed=config.seed,
-        evaluate_sent=sums(on_batches.evaluation_of_sent(step)),
-        evaluate_resident=sums(on_batches.evaluation_of_resident(step), static_argnums=(6, 7)),
+        evaluate_sent=sums(on_batches.evaluation_of_sent(step), compiler_options=use),
+        evaluate_resident=evaluate_resident,
+        evaluate_few=evaluate_resident if of_few == use else resident(compiler_options=of_few),
         add_sums=jax.jit(metrics.add, donate_argnums=0),
     )
 

@@ -189,8 +189,8 @@ def test_scoring_again_gives_the_same_numbers_and_compiles_nothing_new() -> None
         exp.programs, exp.dataset.batches, first(exp.dataset.splits["test"], 50), exp.config, prefix="test"
     )
     once = evaluator(state.params, state.variables)
-    compiled = exp.programs.evaluate_resident._cache_size()
+    compiled = exp.programs.evaluate_few._cache_size()
     assert evaluator(state.params, state.variables) == once
-    assert exp.programs.evaluate_resident._cache_size() == compiled
+    assert exp.programs.evaluate_few._cache_size() == compiled
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     assert evaluator(zeros, state.variables)["test/loss"] == pytest.approx(np.log(10), rel=1e-6)
