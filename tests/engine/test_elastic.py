@@ -47,7 +47,8 @@ while not Path("done").exists():
         try:
             os.kill(int(other.read_text() or os.getpid()), 0)
         except ProcessLookupError:
-            sys.exit(6)
+            if not Path("done").exists():  # else it has trained to the end, a moment sooner
+                sys.exit(6)
 print("trained")
 """
 AGENT = """
