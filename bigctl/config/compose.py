@@ -234,7 +234,7 @@ def _plain(value: object, written: list[str], annotation: str = "") -> object:
     if is_dataclass(value):
         return {f.name: _plain(getattr(value, f.name), written, str(f.type)) for f in fields(value)}
     if isinstance(value, dict):
-        written.extend(str(name) or "\n" for name in value)  # an empty name is no simple one
+        written.extend(str(name) if 0 < len(str(name)) < 100 else "\n" for name in value)  # others are no simple ones
         return {name: _plain(each, written, annotation) for name, each in value.items()}
     if isinstance(value, list):
         return [_plain(each, written, annotation) for each in value]

@@ -45,7 +45,7 @@ def use_compile_cache() -> Path | None:
         log.warning("compiled programs are not kept: %s: %s", folder, error.strerror)
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.05)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.02)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     return folder
 

@@ -18,7 +18,8 @@ _CONVOLUTIONS_ON_ALL_CORES: Options = {
 # latter takes two thirds of the time for a small model, and twice as long for a BERT. What it makes is as quick, but
 # for convolutions, which are 2 to 10% slower. The XLA of jax 0.12 knows the emitters alone. Fewer optimizations save a
 # fifth to two fifths of what is left; a step of a small model takes as long, one of a BERT 2% longer. And where its
-# code is not cut into 32 parts, for as many cores, a quarter of the processor's time is saved, and none is lost on two.
+# code is not cut into 32 parts, which as many cores compile, a quarter of the processor's time is saved; on two cores
+# that takes as long by the clock.
 _IN_ONE_PART: Options = {"xla_cpu_parallel_codegen_split_count": 1}
 _SOON: Options = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1, **_IN_ONE_PART}
 _AT_ONCE: Options = {**_SOON, "xla_backend_optimization_level": 0}
@@ -35,14 +36,14 @@ def compiler_options(platform: str, *, deterministic: bool, pictures: bool = Fal
     return options_of_use(platform, pictures=pictures, small=small)
 
 
-def options_of_use(platform: str, *, pictures: bool, small: bool = False, few: bool = False) -> Options:
-    """Of the programs that ask a model without training it. Where a small one is asked of `few` examples, nothing is
-    optimized: that compiles in a fifth of the time, and takes up to twice as long."""
+def options_of_use(platform: str, *, pictures: bool, small: bool = False, soon: bool = False) -> Options:
+    """Of the programs that ask a model without training it. Where they run `soon`, being those of a small model and few
+    examples, nothing is optimized: that compiles in a fourth of the time, and runs up to twice as long."""
     if platform != "cpu":
         return {}
     if pictures:
         return dict(_CONVOLUTIONS_ON_ALL_CORES)
-    if small and few:
+    if soon:
         return dict(_AT_ONCE)
     return dict(_SOON) if small else {}
 

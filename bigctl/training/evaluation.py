@@ -19,7 +19,7 @@ from bigctl.training.calls import Calls, Check
 from bigctl.training.compiled import Compiled
 from bigctl.training.metrics import Sums
 from bigctl.training.prefetch import prefetched
-from bigctl.training.programs import FEW, ModelPrograms
+from bigctl.training.programs import ModelPrograms
 from bigctl.training.state import Tree
 from bigctl.training.task import Task, special_metrics
 
@@ -160,7 +160,7 @@ class Evaluator(SplitScores):
         if not self.resident:
             yield from self._sent(params, variables)
             return
-        evaluate = programs.evaluate_few if self.count <= FEW else programs.evaluate_resident
+        evaluate = programs.evaluation(self.count).resident
         for indices, mask, length in self.plan.batches():
             given = params, variables, arrays, indices, mask, programs.hparams, self.layout, length
             yield indices, mask, self._run(evaluate, length, *given)
@@ -173,10 +173,11 @@ class Evaluator(SplitScores):
             gather = partial(self.layout.gather, self.columns, length=length)
             return indices, mask, length, meshes.put_batch(gather, indices, where)
 
+        evaluate = programs.evaluation(self.count).sent
         with contextlib.closing(prefetched(partial(made, *planned) for planned in self.plan.batches())) as batches:
             for indices, mask, length, batch in batches:
                 given = params, variables, batch, meshes.put(mask, where), programs.hparams
-                yield indices, mask, self._run(programs.evaluate_sent, length, *given)
+                yield indices, mask, self._run(evaluate, length, *given)
 
     def _run(self, program: Compiled, length: int | None, *arguments: object) -> Sums:
         """The sums of a batch, after those of the one before where there is memory for one at a time."""

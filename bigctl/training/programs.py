@@ -39,8 +39,21 @@ from bigctl.training.task import Task, special_metrics
 LARGEST_LOOP = 1024
 """Steps a dispatch at most: the length of the index array that a looped program takes."""
 
-FEW = 10_000
-"""Examples which are scored so soon that it matters more how long that takes to compile."""
+_SOON_SCORED, _FEW_WEIGHTS = 10_000, 2**15
+"""Examples that so many weights score so soon that it matters more how long that takes to compile."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluations:
+    """What scores batches, to the same bits.
+
+    Attributes:
+        sent: (params, variables, batch columns, mask [batch], hparams) -> sums.
+        resident: (params, variables, arrays, indices [batch], mask [batch], hparams, layout, length) -> sums.
+    """
+
+    sent: Compiled
+    resident: Compiled
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,18 +64,14 @@ class ModelPrograms:
         step: what is computed, not compiled.
         hparams: numbers that enter as arguments, the seed among them: other values need no new program.
         seed: of the initial parameters.
-        evaluate_sent: (params, variables, batch columns, mask [batch], hparams) -> sums.
-        evaluate_resident: (params, variables, arrays, indices [batch], mask [batch], hparams, layout, length) -> sums.
-        evaluate_few: the same for splits of at most `FEW` examples.
+        evaluations: of splits of any size, and of few examples.
         add_sums: (sums, sums) -> sums.
     """
 
     step: Step
     hparams: Hparams
     seed: int
-    evaluate_sent: Compiled
-    evaluate_resident: Compiled
-    evaluate_few: Compiled
+    evaluations: tuple[Evaluations, Evaluations]
     add_sums: Compiled
 
     @property
@@ -77,6 +86,11 @@ class ModelPrograms:
     def weights(self) -> Weights:
         """Shapes, dtypes and placements of the weights, as ShapeDtypeStructs."""
         return self.step.weights
+
+    def evaluation(self, examples: int) -> Evaluations:
+        """What scores a split of so many examples."""
+        many, few = self.evaluations
+        return few if _is_soon_scored(self.step, examples) else many
 
     def merge(self, params: Tree, variables: Tree, hparams: Hparams | None = None) -> nnx.Module:
         """The model with these weights."""
@@ -251,23 +265,24 @@ def compiler_options(step: Step) -> accelerators.Options:
     )
 
 
-def options_of_use(step: Step, *, few: bool = False) -> accelerators.Options:
-    """Of a program that asks the model about examples, or scores it on them; on `few` of them."""
+def options_of_use(step: Step, examples: int | None = None) -> accelerators.Options:
+    """Of a program that asks the model about examples, or scores it on so many of them."""
     try:
         shapes = step.task.exported_inputs(1)  # pictures also where training sees features of them
     except NotImplementedError:  # of a plugin
         shapes = step.task.example_shapes(1)
     pictures = _of_pictures(shapes)
+    soon = examples is not None and _is_soon_scored(step, examples)
     small = _is_small_of_tables(step)
-    return _known(accelerators.options_of_use(_platform(step), pictures=pictures, small=small, few=few))
+    return _known(accelerators.options_of_use(_platform(step), pictures=pictures, small=small, soon=soon))
 
 
-_FEW = 12
+_FEW_ARRAYS = 12
 """Parameters, each an array, that a small model has at most: an MLP of five layers, an LSTM, a transformer of one."""
 
 
 def _is_small(step: Step) -> bool:
-    return step.deep is None and len(jax.tree.leaves(step.weights.params)) <= _FEW
+    return step.deep is None and len(jax.tree.leaves(step.weights.params)) <= _FEW_ARRAYS
 
 
 def _is_small_of_tables(step: Step) -> bool:
@@ -275,6 +290,11 @@ def _is_small_of_tables(step: Step) -> bool:
     what is fused with looking up a token differs."""
     columns = step.task.example_shapes(1).values()
     return _is_small(step) and not any(len(c.shape) == 2 and jnp.issubdtype(c.dtype, jnp.integer) for c in columns)
+
+
+def _is_soon_scored(step: Step, examples: int) -> bool:
+    weights = sum(leaf.size for leaf in jax.tree.leaves(step.weights.params))
+    return examples <= _SOON_SCORED and weights <= _FEW_WEIGHTS and _is_small_of_tables(step)
 
 
 def _of_pictures(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bool:
@@ -327,17 +347,19 @@ def _are_known(options: tuple[tuple[str, bool | int | str], ...]) -> bool:
 def model_programs(config: schema.Config, task: Task, mesh: Mesh, total_steps: int = 1) -> ModelPrograms:
     """The same without those that train, of which nothing is traced to know the shapes of a state."""
     step = make_step(config, task, mesh, total_steps)
-    use, of_few = options_of_use(step), options_of_use(step, few=True)
-    sums = partial(jax.jit, out_shardings=meshes.replicated(mesh))
-    resident = partial(sums, on_batches.evaluation_of_resident(step), static_argnums=(6, 7))
-    evaluate_resident = resident(compiler_options=use)
+    sent, resident = on_batches.evaluation_of_sent(step), on_batches.evaluation_of_resident(step)
+
+    def compiled(options: accelerators.Options) -> Evaluations:
+        sums = partial(jax.jit, out_shardings=meshes.replicated(mesh), compiler_options=options)
+        return Evaluations(sums(sent), sums(resident, static_argnums=(6, 7)))
+
+    of_many, of_few = options_of_use(step), options_of_use(step, 0)
+    many = compiled(of_many)
     return ModelPrograms(
         step=step,
         hparams=hparams_of(config),
         seed=config.seed,
-        evaluate_sent=sums(on_batches.evaluation_of_sent(step), compiler_options=use),
-        evaluate_resident=evaluate_resident,
-        evaluate_few=evaluate_resident if of_few == use else resident(compiler_options=of_few),
+        evaluations=(many, many if of_few == of_many else compiled(of_few)),
         add_sums=jax.jit(metrics.add, donate_argnums=0),
     )
 

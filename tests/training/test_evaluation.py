@@ -84,7 +84,7 @@ def test_no_convolution_of_a_program_that_asks_a_model_is_left_to_one_core() -> 
     asked = Forward(programs, Weights(state.params, state.variables), exp.dataset.features)
     assert len(asked.predict(columns)) == 64
     (predict,) = asked._jitted.values()
-    sent = programs.evaluate_sent.lower(state.params, state.variables, shapes, mask, programs.hparams)
+    sent = programs.evaluations[0].sent.lower(state.params, state.variables, shapes, mask, programs.hparams)
     for compiled in (sent.compile(), predict.lower(*given).compile()):
         text = compiled.as_text()
         assert " convolution(" in text
@@ -189,8 +189,8 @@ def test_scoring_again_gives_the_same_numbers_and_compiles_nothing_new() -> None
         exp.programs, exp.dataset.batches, first(exp.dataset.splits["test"], 50), exp.config, prefix="test"
     )
     once = evaluator(state.params, state.variables)
-    compiled = exp.programs.evaluate_few._cache_size()
+    compiled = exp.programs.evaluations[0].resident._cache_size()
     assert evaluator(state.params, state.variables) == once
-    assert exp.programs.evaluate_few._cache_size() == compiled
+    assert exp.programs.evaluations[0].resident._cache_size() == compiled
     zeros = jax.tree.map(jnp.zeros_like, state.params)
     assert evaluator(zeros, state.variables)["test/loss"] == pytest.approx(np.log(10), rel=1e-6)

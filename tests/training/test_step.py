@@ -245,6 +245,17 @@ def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that
         assert not quick.keys() & {**compiler_options(each), **options_of_use(each)}.keys()
 
 
+def test_few_examples_are_scored_by_what_is_compiled_soonest_and_many_are_not() -> None:
+    soonest = _known({"xla_backend_optimization_level": 0})
+    small, large = (built(*MLP, f"model.hidden=[{width}]").programs for width in (16, 4096))
+    assert options_of_use(small.step, 10_000).items() >= soonest.items()
+    for of, examples in ((small.step, 10_001), (small.step, None), (large.step, 10_000)):
+        assert not options_of_use(of, examples).items() >= soonest.items()
+    many, few = small.evaluations
+    assert small.evaluation(10_000) is few and small.evaluation(10_001) is many and few is not many
+    assert large.evaluation(1) is large.evaluations[0]
+
+
 def test_another_seed_needs_no_new_program() -> None:
     """What is kept of programs on the disk goes by their text."""
     one, other = (built(*MLP, "model.dropout=0.5", f"seed={seed}") for seed in (0, 1))
@@ -314,6 +325,23 @@ def test_the_first_step_without_a_finite_loss_is_kept() -> None:
         state = step(exp, state, batch)
         seen.append(int(state.bad_step))
     assert seen == [-1, -1, 3, 3, 3]
+
+
+@pytest.mark.optimized
+@pytest.mark.parametrize("examples", [0, None], ids=["few", "many"])
+def test_a_table_is_scored_to_the_same_bits_where_it_is_sent(examples: int | None) -> None:
+    exp = built(*MLP, NO_DROPOUT, "model.hidden=[64,32]")
+    state, columns, programs = start(exp), exp.dataset.splits["test"], exp.programs
+    scoring = programs.evaluations[1 if examples == 0 else 0]
+    rows, mask = np.arange(64, dtype=np.int32), np.ones(64, np.float32)
+    batch = {name: jnp.asarray(values[:64]) for name, values in columns.items()}
+    sent = scoring.sent(state.params, state.variables, batch, mask, programs.hparams)
+    arrays = feeds.place_columns(programs.mesh, columns)
+    given = state.params, state.variables, arrays, rows, mask, programs.hparams, exp.dataset.batches, None
+    resident = scoring.resident(*given)
+    assert sent.keys() == resident.keys()
+    for name in sent:
+        np.testing.assert_array_equal(sent[name], resident[name], err_msg=name)
 
 
 @pytest.mark.optimized

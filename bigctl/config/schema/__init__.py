@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 from collections.abc import Iterator
+from inspect import get_annotations
 from typing import Any, get_args, get_origin, get_type_hints
 
 from bigctl.config.schema.adversarial import *
@@ -61,15 +61,11 @@ def _kind_of(cls: type) -> str:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    """What `typing.get_type_hints` gives. A hundred components have a few dozen types: each is evaluated once."""
-    found: dict[str, Any] = {}
-    try:
-        for base in reversed(cls.__mro__[:-1]):
-            for name, hint in inspect.get_annotations(base).items():
-                found[name] = _evaluated(hint, base.__module__) if isinstance(hint, str) else hint
-    except NameError:  # one that is defined within the class
+    """What `typing.get_type_hints` gives. Our own hundred components have a few dozen types: each is evaluated once."""
+    bases = cls.__mro__[-2::-1]
+    if not all(base.__module__.startswith(f"{__name__}.") for base in bases):
         return get_type_hints(cls)
-    return found
+    return {name: _evaluated(hint, base.__module__) for base in bases for name, hint in get_annotations(base).items()}
 
 
 @functools.cache

@@ -37,7 +37,7 @@ def among_others(folder: Path | None) -> Iterator[None]:
         if folder is not None:
             with contextlib.suppress(OSError):
                 file = stack.enter_context(os.fdopen(open_regular(_beside(folder, "training"), os.O_RDWR | os.O_CREAT)))
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_SH)  # one that looks whether it is alone holds it for no time
         yield
 
 
@@ -56,20 +56,19 @@ def compile_pack(
 
 
 def compile_test(experiment: Experiment, folder: Path | None) -> None:
-    """Compile what the sweep will score its winner by, if nobody has and others are training still: a process that has
-    trained all it was given has time for it."""
+    """Compile what the sweep will score its winner by, while others are training still: a process that has trained all
+    it was given has time for it."""
     if folder is None:
         return
     with _taken(_beside(folder, "training")) as alone:
-        done = _beside(folder, "compiled")
-        if alone or done.exists():
-            return
+        pass
+    if alone:
+        return
 
     def test() -> None:
         tested = experiment.evaluator("test", "test")
         if tested.resident:
             tested.compile(*_weights(experiment))
-        done.touch()
 
     _compiled("test", {"test": test}, folder)
 

@@ -209,9 +209,9 @@ def train(
     mode: str = "auto",
     plugins: Sequence[str] = (),
     beside: Path | None = None,
-    last: bool = True,
     decided: Callable[[Verdict], None] = lambda verdict: None,
     ended: Callable[[TrialOutcome], None] = lambda end: None,
+    trained: Callable[[TrialGroup, Path | None], None] = lambda shared, folder: None,
 ) -> tuple[list[TrialOutcome], Verdict]:
     """Train trials that are alike but for numbers and seeds, to their ends.
 
@@ -221,9 +221,9 @@ def train(
         mode: "auto" packs where that can be done and pays, "yes" packs.
         plugins: modules the configurations need, for the record.
         beside: a folder that processes which train others like these have in common.
-        last: whether this process has no others to train after these.
         decided: told how, before training begins.
         ended: told of each trial when it ends.
+        trained: told in the end what they shared, and where their processes know of each other.
 
     Raises:
         ConfigError: where they cannot be packed. What ends single trials is in what comes back.
@@ -256,8 +256,7 @@ def train(
         if width > 1:
             shared.compile(width, folder, stop)
         _each_in_a_thread(_side_by_side, [(shared, share, width, room, one) for share in _shares(jobs, width)])
-    if last and stop.exit_code is None:
-        compiling.compile_test(shared.experiment, folder)
+    trained(shared, folder)
     order = {job.id: number for number, job in enumerate(jobs)}
     return sorted(ends, key=lambda end: order[end.job.id]), verdict
 
@@ -352,19 +351,23 @@ def _main(path: Path, stop: StopRequest) -> int:
     composed = compose_all([given for _, given, _ in trials], config_dirs=dirs, plugins=plugins)
     jobs = [PackedTrial(name, found, run) for (name, _, run), found in zip(trials, composed, strict=True)]
     ends: list[TrialOutcome] = []
+    done: list[tuple[TrialGroup, Path | None]] = []
     verdicts: list[dict[str, Any]] = []
     groups, mode = compatibility.groups(jobs, lambda job: job.config), content.get("mode", "auto")
     for group in groups:
         try:
             ends += train(
-                group, stop=stop, mode=mode, plugins=plugins, beside=path.parent, last=group is groups[-1],
-                decided=decided, ended=ended,
+                group, stop=stop, mode=mode, plugins=plugins, beside=path.parent,
+                decided=decided, ended=ended, trained=lambda *found: done.append(found),
             )[0]  # fmt: skip
         except Exception as error:  # of data that is missing, say: other groups may have other data
             for job in group:
                 ends.append(TrialOutcome(job, error=error))
                 ended(ends[-1])
     write_json(path.with_suffix(".ends.json"), {"trials": {end.job.id: end.to_json() for end in ends}})
+    if len(groups) == len(done) == 1 and any(end.error is None for end in ends) and stop.exit_code is None:
+        shared, folder = done[0]
+        compiling.compile_test(shared.experiment, folder)
     return stop.exit_code or 0
 
 

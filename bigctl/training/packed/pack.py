@@ -48,16 +48,14 @@ def compile_packed_steps(programs: Programs, layout: Layout, length: int | None,
     `count` steps of all, or just the first where they are not `looped`."""
     one_step = on_resident(programs.step, programs.step.train)
 
-    def run(
-        side_by_side: TrainState, arrays: Arrays, indices: jax.Array, count: jax.Array, hparams: Hparams
-    ) -> TrainState:
+    def run(together: TrainState, arrays: Arrays, indices: jax.Array, count: jax.Array, hparams: Hparams) -> TrainState:
         def one(state: TrainState, indices: jax.Array, hparams: Hparams) -> TrainState:
             return one_step(state, arrays, indices, hparams, layout, length)
 
         step = jax.vmap(one)
         if not looped:
-            return step(side_by_side, indices[:, 0], hparams)
-        return jax.lax.fori_loop(0, count, lambda i, states: step(states, indices[:, i], hparams), side_by_side)
+            return step(together, indices[:, 0], hparams)
+        return jax.lax.fori_loop(0, count, lambda i, states: step(states, indices[:, i], hparams), together)
 
     everywhere, options = meshes.replicated(programs.mesh), compiler_options(programs.step)
     return jax.jit(run, donate_argnums=0, out_shardings=everywhere, compiler_options=options)

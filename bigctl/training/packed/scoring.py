@@ -17,7 +17,7 @@ from bigctl.training.evaluation import Evaluator
 from bigctl.training.metrics import Sums
 from bigctl.training.on_batches import Arrays, evaluation_of_resident
 from bigctl.training.packed.side_by_side import side_by_side
-from bigctl.training.programs import FEW, Programs, options_of_use
+from bigctl.training.programs import Programs, options_of_use
 from bigctl.training.state import Tree
 from bigctl.training.step import Hparams
 
@@ -68,7 +68,7 @@ class PackedScoring:
 
             return jax.vmap(each)(weights, hparams)
 
-        options = options_of_use(programs.step, few=one.count <= FEW)
+        options = options_of_use(programs.step, one.count)
         self._program = jax.jit(run, static_argnums=(5, 6), out_shardings=self._everywhere, compiler_options=options)
 
     def compile(self, weights: tuple[Tree, Tree], hparams: Hparams) -> None:

@@ -42,7 +42,10 @@ class Copies:
 
     def joined(self, states: Sequence[TrainState]) -> TrainState:
         """At most `width` states as one, in whose rows that are left over is the first; they are used up."""
-        found = self._spare.pop() if self._spare else self.empty()
+        try:
+            found = self._spare.pop()
+        except IndexError:  # also where another pack has just taken the last
+            found = self.empty()
         for row in range(self.width):
             found = self._put(found, states[row] if row < len(states) else states[0], np.int32(row))
         for leaf in jax.tree.leaves(states):
