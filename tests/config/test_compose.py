@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import yaml
@@ -32,6 +33,14 @@ def by_omegaconf(config: schema.Config) -> str:
 
 
 # --- What is composed -------------------------------------------------------------------------------------------------
+
+
+def test_types_of_keys_are_those_that_typing_finds() -> None:
+    """Also of a plugin's class, whose annotations may be no text but hold some."""
+    own = type("Own", (schema.Component,), {"__annotations__": {"parts": dict[str, "int"], "name": "str | None"}})
+    for cls in (schema.Config, *schema.components(), own):
+        assert schema._hints(cls) == get_type_hints(cls)
+    assert schema._hints(own)["parts"] == dict[str, int]
 
 
 @pytest.mark.parametrize("name", golden.names())
