@@ -108,7 +108,7 @@ def _resolve(run: Run) -> Resolved:
     """What weights and data decide. A resumed run has its own copies of what it began with, and looks for no weights.
 
     A run that begins writes its config.yaml before its data is prepared, which may take long: then `bigctl resume`
-    can take it up. What the data decides is added after. A packed trial, whose data is there, writes it once.
+    can take it up. What the data decides is added after. A trial that shares its data with others writes it once.
     """
     config, stored, shared = run.config, run.directory.tokenizer, run.options.shared
     if shared is not None:

@@ -18,8 +18,8 @@ _CONVOLUTIONS_ON_ALL_CORES: Options = {
 # latter takes two thirds of the time for a small model, and twice as long for a BERT. What it makes is as quick, but
 # for convolutions, which are 2 to 10% slower. The XLA of jax 0.12 knows the emitters alone. Fewer optimizations save a
 # fifth to two fifths of what is left; a step of a small model takes as long, one of a BERT 2% longer. And where its
-# code is not cut into 32 parts, which as many cores compile, a quarter of the processor's time is saved; on two cores
-# that takes as long by the clock.
+# code is not cut into 32 parts, which as many cores compile, a quarter of the processor's time is saved; that takes as
+# long by the clock on two cores, on which it was tried, and longer on many, where small programs are soon compiled.
 _IN_ONE_PART: Options = {"xla_cpu_parallel_codegen_split_count": 1}
 _SOON: Options = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1, **_IN_ONE_PART}
 _AT_ONCE: Options = {**_SOON, "xla_backend_optimization_level": 0}
@@ -61,9 +61,9 @@ _SOON_COPIED = 2**17
 
 
 def options_of_copies(platform: str, size: int) -> Options:
-    """Of a program that computes nothing, but copies so many bytes at a time. On a CPU such code compiles in a third of
-    the time where nothing is optimized, and copies megabytes four times as slowly; with fewer optimizations it is as
-    quick as with all."""
+    """Of a program that computes nothing, but copies so many bytes at a time. On a CPU such code compiles in a fourth
+    of the time where nothing is optimized, and copies megabytes four times as slowly; with fewer optimizations it is
+    as quick as with all."""
     if platform != "cpu":
         return {}
     if size <= _SOON_COPIED:

@@ -39,8 +39,8 @@ from bigctl.training.task import Task, special_metrics
 LARGEST_LOOP = 1024
 """Steps a dispatch at most: the length of the index array that a looped program takes."""
 
-_SOON_SCORED, _FEW_WEIGHTS = 10_000, 2**15
-"""Examples that so many weights score so soon that it matters more how long that takes to compile."""
+_SOON_SCORED = 2**24
+"""Products of an example and a weight that take so little time that it matters more how long they take to compile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,12 +289,13 @@ def _is_small_of_tables(step: Step) -> bool:
     """An LSTM would compile sooner too, but not to the same bits for batches that are sent and for those on the device:
     what is fused with looking up a token differs."""
     columns = step.task.example_shapes(1).values()
-    return _is_small(step) and not any(len(c.shape) == 2 and jnp.issubdtype(c.dtype, jnp.integer) for c in columns)
+    tokens = any(len(c.shape) == 2 and jnp.issubdtype(c.dtype, jnp.integer) for c in columns)
+    return _is_small(step) and not tokens and all(len(c.shape) <= 2 for c in columns)
 
 
 def _is_soon_scored(step: Step, examples: int) -> bool:
     weights = sum(leaf.size for leaf in jax.tree.leaves(step.weights.params))
-    return examples <= _SOON_SCORED and weights <= _FEW_WEIGHTS and _is_small_of_tables(step)
+    return examples * weights <= _SOON_SCORED and _is_small_of_tables(step)
 
 
 def _of_pictures(shapes: Mapping[str, jax.ShapeDtypeStruct]) -> bool:

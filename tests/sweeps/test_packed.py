@@ -219,7 +219,7 @@ def results(folder: Path) -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize(("hidden", "expected"), [((8, 8), [True]), ((8, 4), [])], ids=["alike", "two groups"])
+@pytest.mark.parametrize(("hidden", "expected"), [((8, 8), [True]), ((8, 8, 4, 4), [])], ids=["alike", "two groups"])
 def test_a_process_that_has_trained_all_it_was_given_compiles_for_the_winner(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hidden: tuple[int, ...], expected: list[bool]
 ) -> None:
@@ -229,7 +229,7 @@ def test_a_process_that_has_trained_all_it_was_given_compiles_for_the_winner(
         {"id": str(n), "overrides": [*TINY, f"model.hidden=[{width}]", f"seed={n}"], "run": str(tmp_path / str(n))}
         for n, width in enumerate(hidden)
     ]
-    job.write_text(json.dumps({"trials": trials, "mode": "auto" if len(set(hidden)) > 1 else "yes", "quiet": True}))
+    job.write_text(json.dumps({"trials": trials, "mode": "yes", "quiet": True}))
     compiled: list[bool] = []
     known = compiling._compiled
 
@@ -337,12 +337,13 @@ def test_what_the_winner_is_scored_by_is_compiled_while_others_still_train(tmp_p
 
     fields = {f.name: getattr(shared.experiment, f.name) for f in dataclasses.fields(shared.experiment)}
     experiment = Asked(**fields)
-    compiling.compile_test(experiment, None)
     compiling.compile_test(experiment, tmp_path)
     assert asked == [], "nobody would be kept waiting by the winner's own process"
     with compiling.among_others(tmp_path):
         compiling.compile_test(experiment, tmp_path)
     assert asked == ["test"]
+    test = experiment.dataset.splits["test"]
+    assert experiment.programs.evaluation(experiment.dataset.batches.size(test, training=False)).resident._cache_size()
 
 
 @pytest.mark.parametrize("size", [1, 2**30])

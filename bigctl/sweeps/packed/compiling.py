@@ -31,13 +31,16 @@ Parts = Mapping[str, Callable[[], object]]
 
 
 @contextlib.contextmanager
-def among_others(folder: Path | None) -> Iterator[None]:
-    """While this process trains, or compiles what it trains by, the others know it: see `compile_test`."""
+def among_others(folder: Path) -> Iterator[None]:
+    """While this process trains, the others know it where they can: see `compile_test`."""
     with contextlib.ExitStack() as stack:
-        if folder is not None:
-            with contextlib.suppress(OSError):
-                file = stack.enter_context(os.fdopen(open_regular(_beside(folder, "training"), os.O_RDWR | os.O_CREAT)))
-                fcntl.flock(file, fcntl.LOCK_SH)  # one that looks whether it is alone holds it for no time
+        with contextlib.suppress(OSError):
+            file = stack.enter_context(os.fdopen(open_regular(_beside(folder, "training"), os.O_RDWR | os.O_CREAT)))
+            for _ in range(10):  # one that looks whether it is alone holds it for no time
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                    break
+                time.sleep(_LOOK)
         yield
 
 
@@ -55,11 +58,9 @@ def compile_pack(
     compile_all(parts, folder, stopped=stopped)
 
 
-def compile_test(experiment: Experiment, folder: Path | None) -> None:
+def compile_test(experiment: Experiment, folder: Path) -> None:
     """Compile what the sweep will score its winner by, while others are training still: a process that has trained all
     it was given has time for it."""
-    if folder is None:
-        return
     with _taken(_beside(folder, "training")) as alone:
         pass
     if alone:

@@ -211,7 +211,7 @@ def train(
     beside: Path | None = None,
     decided: Callable[[Verdict], None] = lambda verdict: None,
     ended: Callable[[TrialOutcome], None] = lambda end: None,
-    trained: Callable[[TrialGroup, Path | None], None] = lambda shared, folder: None,
+    trained: Callable[[Experiment], None] = lambda experiment: None,
 ) -> tuple[list[TrialOutcome], Verdict]:
     """Train trials that are alike but for numbers and seeds, to their ends.
 
@@ -223,7 +223,7 @@ def train(
         beside: a folder that processes which train others like these have in common.
         decided: told how, before training begins.
         ended: told of each trial when it ends.
-        trained: told in the end what they shared, and where their processes know of each other.
+        trained: told in the end what they shared, where others can use what is compiled of it.
 
     Raises:
         ConfigError: where they cannot be packed. What ends single trials is in what comes back.
@@ -252,11 +252,11 @@ def train(
             ends.append(end)
             ended(end)
 
-    with compiling.among_others(folder):
-        if width > 1:
-            shared.compile(width, folder, stop)
-        _each_in_a_thread(_side_by_side, [(shared, share, width, room, one) for share in _shares(jobs, width)])
-    trained(shared, folder)
+    if width > 1:
+        shared.compile(width, folder, stop)
+    _each_in_a_thread(_side_by_side, [(shared, share, width, room, one) for share in _shares(jobs, width)])
+    if folder is not None:
+        trained(shared.experiment)
     order = {job.id: number for number, job in enumerate(jobs)}
     return sorted(ends, key=lambda end: order[end.job.id]), verdict
 
@@ -351,24 +351,25 @@ def _main(path: Path, stop: StopRequest) -> int:
     composed = compose_all([given for _, given, _ in trials], config_dirs=dirs, plugins=plugins)
     jobs = [PackedTrial(name, found, run) for (name, _, run), found in zip(trials, composed, strict=True)]
     ends: list[TrialOutcome] = []
-    done: list[tuple[TrialGroup, Path | None]] = []
+    shared: list[Experiment] = []
     verdicts: list[dict[str, Any]] = []
     groups, mode = compatibility.groups(jobs, lambda job: job.config), content.get("mode", "auto")
-    for group in groups:
-        try:
-            ends += train(
-                group, stop=stop, mode=mode, plugins=plugins, beside=path.parent,
-                decided=decided, ended=ended, trained=lambda *found: done.append(found),
-            )[0]  # fmt: skip
-        except Exception as error:  # of data that is missing, say: other groups may have other data
-            for job in group:
-                ends.append(TrialOutcome(job, error=error))
-                ended(ends[-1])
+    with compiling.among_others(path.parent):
+        for group in groups:
+            try:
+                ends += train(
+                    group, stop=stop, mode=mode, plugins=plugins, beside=path.parent, decided=decided, ended=ended,
+                    trained=shared.append if len(groups) == 1 else lambda experiment: None,
+                )[0]  # fmt: skip
+            except Exception as error:  # of data that is missing, say: other groups may have other data
+                for job in group:
+                    ends.append(TrialOutcome(job, error=error))
+                    ended(ends[-1])
     write_json(path.with_suffix(".ends.json"), {"trials": {end.job.id: end.to_json() for end in ends}})
-    if len(groups) == len(done) == 1 and any(end.error is None for end in ends) and stop.exit_code is None:
-        shared, folder = done[0]
-        compiling.compile_test(shared.experiment, folder)
-    return stop.exit_code or 0
+    code = stop.exit_code or 0
+    if shared and not code and any(end.error is None for end in ends):
+        compiling.compile_test(shared[0], path.parent)
+    return code
 
 
 if __name__ == "__main__":
