@@ -235,7 +235,7 @@ def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that
     in_one_part = {"xla_cpu_parallel_codegen_split_count": 1}
     quick = _known({together: False, "xla_backend_optimization_level": 1, **in_one_part})
     mlp = built(*MLP).programs.step
-    assert compiler_options(mlp).items() >= quick.items() and options_of_use(mlp) == quick
+    assert compiler_options(mlp).items() >= quick.items() and options_of_use(mlp).items() <= quick.items()
     assert together in quick or tuple(map(int, jax.__version__.split(".")[:2])) > (0, 10)
     deep = built(*MLP, "model.hidden=[4,4,4,4,4,4,4,4]").programs.step  # 18 arrays
     pictures = built("recipe=cnn_cls", "data=digits", "model.channels=[4]").programs.step
