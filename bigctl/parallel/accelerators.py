@@ -15,11 +15,12 @@ _CONVOLUTIONS_ON_ALL_CORES: Options = {
 }
 
 # XLA compiles each fused operation by itself (its "fusion emitters"), or all of them together as it did before. The
-# latter takes two thirds of the time for a small model, and twice as long for a BERT. What it makes is as quick, but
-# for convolutions, which are 2 to 10% slower. The XLA of jax 0.12 knows the emitters alone. Fewer optimizations save a
-# fifth to two fifths of what is left; a step of a small model takes as long, one of a BERT 2% longer. And where its
-# code is not cut into 32 parts, which as many cores compile, a quarter of the processor's time is saved; that takes as
-# long by the clock on two cores, on which it was tried, and longer on many, where small programs are soon compiled.
+# latter takes half of the time for a small model, and twice as long for a BERT. What it makes is 2 to 10% slower for
+# convolutions, 7 to 28% for an MLP, whose steps make up for 0.9 s of compiling when they are 50,000. The XLA of jax
+# 0.12 knows the emitters alone. Fewer optimizations save a fifth to two fifths of what is left; a step of a small model
+# takes as long, one of a BERT 2% longer. And where its code is not cut into 32 parts, which as many cores compile, a
+# quarter of the processor's time is saved; that takes as long by the clock on two cores, on which it was tried, and
+# longer on many, where small programs are soon compiled.
 _IN_ONE_PART: Options = {"xla_cpu_parallel_codegen_split_count": 1}
 _SOON: Options = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 1, **_IN_ONE_PART}
 _AT_ONCE: Options = {**_SOON, "xla_backend_optimization_level": 0}
