@@ -39,6 +39,7 @@ def update_rule(
     levels: Sequence[str] = (),
     thaw: Thaw | None = None,
     seldom: tuple[str, float] | None = None,
+    share: Scalar = 1.0,
 ) -> optax.GradientTransformation:
     """The optimizer as one optax transformation.
 
@@ -51,12 +52,14 @@ def update_rule(
         levels: the model's patterns of layers, see `schema.Model.levels`.
         thaw: which groups of layers are trained yet, each with a state of its own; None for all, with one state.
         seldom: what Adagrad trains, at a rate of its own and unclipped, see `schema.Model.seldom`.
+        share: what gradients are multiplied by, before all else.
 
     Order: clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight decay, the
     learning rate), what `layer_decay` and the factors of biases make of the update. What is off keeps its place as an
     identity, so that it can be turned on in a run that is resumed: the others' state stays where it is.
     """
-    clip = clip_by_global_norm(hparams["optimizer.clip"]) if config.clip is not None else optax.identity()
+    before, within = (1.0, share) if seldom is None else (share, 1.0)
+    clip = clip_by_global_norm(hparams["optimizer.clip"], within) if config.clip is not None else _times(within)
     built = config.build(hparams, factor, stacked) if stacked else config.build(hparams, factor)
     rule = (built,) if isinstance(built, optax.GradientTransformation) else built
     if not isinstance(rule, tuple) or not all(isinstance(part, optax.GradientTransformation) for part in rule):
@@ -64,7 +67,7 @@ def update_rule(
     if seldom is not None:
         rows = scale_by_root(_SELDOM, 1e-7), optax.scale(-seldom[1] * factor)
         parts = {"rows": optax.chain(*rows), "others": optax.chain(clip, *rule)}  # rows would use up the norm
-        clip, rule = optax.identity(), (optax.partition(parts, partial(named, pattern=seldom[0])),)
+        clip, rule = _times(before), (optax.partition(parts, partial(named, pattern=seldom[0])),)
     rates = [
         optax.masked(optax.scale(hparams[f"optimizer.{name}"]), those)
         for name, those in (("bias_factor", biases), ("norm_bias_factor", norm_biases))
@@ -77,18 +80,31 @@ def update_rule(
     return whole if trained is None or all(jax.tree.leaves(trained)) else optax.masked(whole, trained)
 
 
-def clip_by_global_norm(limit: Scalar) -> optax.GradientTransformation:
-    """The gradient, no longer than `limit` (Pascanu et al. 2013), as optax has it but for rounding.
+def clip_by_global_norm(limit: Scalar, share: Scalar = 1.0) -> optax.GradientTransformation:
+    """The gradient times `share`, no longer than `limit` (Pascanu et al. 2013), as optax has it but for rounding.
 
     It is one product with one factor. optax divides, multiplies and then chooses for each number, which XLA does again,
-    and reads the gradient for, in whatever uses the outcome.
+    and reads the gradient for, in whatever uses the outcome. The norm is that of the gradient before `share`, times it:
+    else XLA on a CPU writes the product down for the norm alone.
     """
 
     def update(
         grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
     ) -> tuple[optax.Updates, optax.OptState]:
-        norm = optax.global_norm(grads)
-        factor = jnp.where(norm < limit, 1.0, limit / norm)
+        norm = share * optax.global_norm(grads)
+        return _times(share * jnp.where(norm < limit, 1.0, limit / norm)).update(grads, state)
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _times(factor: Scalar) -> optax.GradientTransformation:
+    """All gradients times this."""
+    if isinstance(factor, float) and factor == 1:
+        return optax.identity()
+
+    def update(
+        grads: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, optax.OptState]:
         return jax.tree.map(lambda g: (g * factor).astype(g.dtype), grads), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

@@ -191,14 +191,13 @@ class Step:
         held, hparams = private.held(self.config.train.privacy, state.opt_state, hparams)
         grads, variables, sums = graded.grads, graded.variables, dict(graded.sums)
         loss, weight = sums["loss"]
-        if not self.config.train.federated.on:  # else it is an average
+        share: Scalar = 1.0  # of a round it is an average
+        if not self.config.train.federated.on:
             # What is drawn by chance may not decide what the noise is divided by.
-            shared = self.config.train.batch_size if self.config.train.privacy.on else jnp.maximum(weight, 1e-9)
-            share = 1 / shared  # one division: else each of a gradient's numbers is divided, and kept beside it
-            grads = jax.tree.map(lambda g: g * share, grads)
+            share = 1 / (self.config.train.batch_size if self.config.train.privacy.on else jnp.maximum(weight, 1e-9))
         factor = schedules.factor(self.config.schedule, state.step, self.total_steps)
         with self._placing():
-            update = self._update_rule(state.params, hparams, factor, state.step).update
+            update = self._update_rule(state.params, hparams, factor, state.step, share).update
             updates, opt_state = update(grads, held, state.params)
         if self.config.train.privacy.adapts:
             opt_state = private.kept(self.config.train, opt_state, sums, hparams, self._noise(state.step, hparams))
@@ -208,7 +207,7 @@ class Step:
         if self.config.train.keep_zeros:
             params = masks.zeros_kept(state.params, params)
         ema = optax.incremental_update(params, state.ema, 1 - self._ema_decay(state.step)) if state.ema else {}
-        sums["grad_norm"] = jnp.stack([grad_norm := optax.global_norm(grads), 1.0])
+        sums["grad_norm"] = jnp.stack([grad_norm := share * optax.global_norm(grads), 1.0])
         if self._tells_update:
             sums["update_norm"] = jnp.stack([optax.global_norm(updates), 1.0])
         changed = jax.tree.map(lambda p, trained: p if trained else None, params, self.trained(params))
@@ -245,19 +244,19 @@ class Step:
         return nnx.to_pure_dict(split_model(model)[1])
 
     def _rule(
-        self, params: Tree, hparams: Hparams, factor: Any = 1.0, step: Scalar = 0
+        self, params: Tree, hparams: Hparams, factor: Any = 1.0, step: Scalar = 0, share: Scalar = 1.0
     ) -> optax.GradientTransformation:
         model, trained = self.config.model, self.trained(params)
         thaw = thawing.thaw(self.config, trained, step, self.total_steps)
         rule = partial(optimizers.update_rule, stacked=self.stacked, levels=model.levels, seldom=model.seldom())
-        return rule(self.config.optimizer, hparams, factor, trained=trained, thaw=thaw)
+        return rule(self.config.optimizer, hparams, factor, trained=trained, thaw=thaw, share=share)
 
     def _update_rule(
-        self, params: Tree, hparams: Hparams, factor: Scalar = 1.0, step: Scalar = 0
+        self, params: Tree, hparams: Hparams, factor: Scalar = 1.0, step: Scalar = 0, share: Scalar = 1.0
     ) -> optax.GradientTransformation:
         """What a step updates weights by: the optimizer, or where clients have that what the server has."""
         clients = self.config.train.federated
-        return server.server_rule(clients) if clients.on else self._rule(params, hparams, factor, step)
+        return server.server_rule(clients) if clients.on else self._rule(params, hparams, factor, step, share)
 
     @contextlib.contextmanager
     def _placing(self) -> Iterator[None]:

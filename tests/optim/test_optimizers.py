@@ -109,6 +109,22 @@ def test_the_gradient_is_clipped_by_its_global_norm_first(name):
         assert not np.allclose(after["dense"]["kernel"], updated(reference)["dense"]["kernel"])
 
 
+@pytest.mark.parametrize("seldom", [None, (r"^conv/kernel$", 0.2)], ids=["all", "rows apart"])
+@pytest.mark.parametrize("clip", [None, 0.5, 1e3])
+def test_a_share_of_the_gradient_is_taken_before_it_is_clipped(clip, seldom):
+    """As if each of its numbers had been multiplied by it, but for rounding."""
+    config = schema.Sgd(lr=0.1, clip=clip)
+    of_all = optimizers.update_rule(config, numbers(config), seldom=seldom)
+    of_share = optimizers.update_rule(config, numbers(config), seldom=seldom, share=jnp.float32(0.3))
+    states = [rule.init(PARAMS) for rule in (of_all, of_share)]
+    assert jax.tree.structure(states[0]) == jax.tree.structure(states[1])  # so that older runs are resumed
+    for number in range(3):
+        grads = gradients(number)
+        wanted, states[0] = of_all.update(jax.tree.map(lambda g: g * np.float32(0.3), grads), states[0], PARAMS)
+        found, states[1] = of_share.update(grads, states[1], PARAMS)
+        equal(found, wanted)
+
+
 @pytest.mark.parametrize(
     "config",
     [schema.Sgd(), schema.Adagrad(), schema.Adam(), schema.AdamW(weight_decay=0.0), schema.Lion(), schema.Muon()],
