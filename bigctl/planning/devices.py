@@ -62,6 +62,8 @@ def find(target: Target) -> Found:
             f"{'is' if len(missing) == 1 else 'are'} not installed; {command} compiles for {target.chip.name} itself"
         )
         return Found(simulated(target.devices), exact=False, notes=(note,))
+    if platform == "gpu":
+        _check_versions()
     import jax
 
     # Triton's products are chosen by trying, which takes a device: jax 0.11 refuses deterministic programs without one.
@@ -113,17 +115,20 @@ def _versions(name: str) -> dict[str, str]:
     return found
 
 
-def check_versions() -> None:
-    """Raise ConfigError where a CUDA plugin is of another version than jax, whose programs it may not read."""
+def _check_versions() -> None:
+    """Raise ConfigError where CUDA plugins are of another version than jax, whose programs they may not read."""
     import jaxlib
 
-    for package, version in {**_versions("jax-cuda*-pjrt"), **_versions("jax-cuda*-plugin")}.items():
-        if version.split(".")[:3] != jaxlib.__version__.split(".")[:3]:
-            raise ConfigError(
-                f"{package} is {version}, jax is {jaxlib.__version__}",
-                where="--target",
-                hint=f"pip install '{package}=={jaxlib.__version__}'",
-            )
+    own = jaxlib.__version__
+    others = {
+        package: version
+        for package, version in {**_versions("jax-cuda*-pjrt"), **_versions("jax-cuda*-plugin")}.items()
+        if version.split(".")[:3] != own.split(".")[:3]
+    }
+    if others:
+        told = " and ".join(f"{package} is {version}" for package, version in others.items())
+        wanted = " ".join(f"'{package}=={own}'" for package in others)
+        raise ConfigError(f"{told}, jax is {own}", where="--target", hint=f"pip install {wanted}")
 
 
 def _described(target: Target) -> Sequence[Any]:
@@ -131,7 +136,6 @@ def _described(target: Target) -> Sequence[Any]:
 
     try:
         if target.chip.platform == "gpu":
-            check_versions()
             config = GPUS[target.chip.name] + _cudnn()
             found = topologies.get_topology_desc(
                 platform="cuda", topology_name="", topology=target.topology, target_config=config

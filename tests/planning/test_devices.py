@@ -1,0 +1,34 @@
+"""Promises of `bigctl.planning.devices`: what is installed for the machine of a plan is looked at first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jaxlib
+import pytest
+
+from bigctl.errors import ConfigError
+from bigctl.planning import devices, targets
+from bigctl.planning.targets import CHIPS
+
+PLUGINS = ("jax-cuda12-pjrt", "jax-cuda12-plugin")
+
+
+def test_plugins_of_another_version_than_jax_are_refused_all_at_once(tmp_path: Path, monkeypatch) -> None:
+    for name in PLUGINS:
+        install(tmp_path, name, "0.1.2")
+    monkeypatch.syspath_prepend(tmp_path)  # before those that may really be there
+    with pytest.raises(ConfigError) as raised:
+        devices.find(targets.parse("h100:8", CHIPS["h100"]))
+    own = jaxlib.__version__
+    assert raised.value.where == "--target"
+    assert raised.value.message.startswith("jax-cuda12-pjrt is 0.1.2 and jax-cuda12-plugin is 0.1.2")
+    assert raised.value.message.endswith(f"jax is {own}")
+    assert raised.value.hint == f"pip install 'jax-cuda12-pjrt=={own}' 'jax-cuda12-plugin=={own}'"
+
+
+def install(folder: Path, name: str, version: str) -> None:
+    """What pip writes of a package."""
+    information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    information.mkdir()
+    (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
