@@ -54,10 +54,11 @@ def update_rule(
         seldom: what Adagrad trains, at a rate of its own and unclipped, see `schema.Model.seldom`.
         share: what gradients are multiplied by, before all else.
 
-    Order: clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight decay, the
-    learning rate), what `layer_decay` and the factors of biases make of the update. What is off keeps its place as an
-    identity, so that it can be turned on in a run that is resumed: the others' state stays where it is.
+    Order: `share`, clip the gradient's global norm, the rule that `config` builds (its own scaling, decoupled weight
+    decay, the learning rate), what `layer_decay` and the factors of biases make of the update. What is off keeps its
+    place as an identity, so that it can be turned on in a run that is resumed: the others' state stays where it is.
     """
+    # Never in the chain of such rows: what is in their state would move to other places.
     before, within = (1.0, share) if seldom is None else (share, 1.0)
     clip = clip_by_global_norm(hparams["optimizer.clip"], within) if config.clip is not None else _times(within)
     built = config.build(hparams, factor, stacked) if stacked else config.build(hparams, factor)

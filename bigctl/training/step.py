@@ -191,7 +191,7 @@ class Step:
         held, hparams = private.held(self.config.train.privacy, state.opt_state, hparams)
         grads, variables, sums = graded.grads, graded.variables, dict(graded.sums)
         loss, weight = sums["loss"]
-        share: Scalar = 1.0  # of a round it is an average
+        share: Scalar = 1.0  # the gradient of a round is an average
         if not self.config.train.federated.on:
             # What is drawn by chance may not decide what the noise is divided by.
             share = 1 / (self.config.train.batch_size if self.config.train.privacy.on else jnp.maximum(weight, 1e-9))
