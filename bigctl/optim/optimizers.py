@@ -58,7 +58,7 @@ def update_rule(
     decay, the learning rate), what `layer_decay` and the factors of biases make of the update. What is off keeps its
     place as an identity, so that it can be turned on in a run that is resumed: the others' state stays where it is.
     """
-    # Never in the chain of such rows: what is in their state would move to other places.
+    # Rows that are seldom seen are multiplied before they are parted: in their chain it would move their state.
     before, within = (1.0, share) if seldom is None else (share, 1.0)
     clip = clip_by_global_norm(hparams["optimizer.clip"], within) if config.clip is not None else _times(within)
     built = config.build(hparams, factor, stacked) if stacked else config.build(hparams, factor)
