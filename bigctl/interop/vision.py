@@ -18,7 +18,7 @@ import numpy as np
 
 from bigctl.errors import DataError
 from bigctl.interop.stored import TORCH_NORM, Stored
-from bigctl.interop.tensors import Tensors, first_of
+from bigctl.interop.tensors import Tensors, first_of, read_json
 
 RESNET, VIT, CONVNEXT = "resnet", "vit", "convnext"
 
@@ -150,6 +150,8 @@ class StoredVision(Stored):
                 where=str(self.file),
                 hint="these are weights of another model, or of a variant that is not known here",
             )
+        config = folder / "config.json"
+        self._places_of_patches_alone = _arguments(read_json(config) if config.is_file() else {}).get("no_embed_class")
         self._shapes = {path: self._shape(path) for path in self._places}
         self.shapes = {path: shape for path, shape in self._shapes.items() if not path.endswith(_STATISTICS)}
 
@@ -162,8 +164,12 @@ class StoredVision(Stored):
         return (found[0] + 1, *found[1:]) if self._lacks_place_of_class_token(path, found[0]) else found
 
     def _lacks_place_of_class_token(self, path: str, rows: int) -> bool:
-        """Whether a table tells the places of a square of patches, and nothing of the class token before them."""
-        return path == "position" and "cls" in self._places and math.isqrt(rows) ** 2 == rows
+        """Whether a table tells the places of patches, and nothing of the class token before them. Only timm has such
+        tables; where its config.json does not say, patches are taken for a square."""
+        if path != "position" or "cls" not in self._places or self._places[path].tensor != "pos_embed":
+            return False
+        said = self._places_of_patches_alone
+        return said if isinstance(said, bool) else math.isqrt(rows) ** 2 == rows
 
     def _read(self, path: str) -> np.ndarray:
         place = self._places[path]
@@ -293,10 +299,15 @@ def turned(path: str, values: np.ndarray) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------------ what is told
 
 
+def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What timm is told besides the name of a model."""
+    given = config.get("model_args")
+    return given if isinstance(given, Mapping) else {}
+
+
 def _check(model: str, config: Mapping[str, Any], where: str) -> None:
     """Raises DataError for what the names and shapes of tensors do not tell, and is otherwise than here."""
-    given = config.get("model_args")
-    arguments = given if isinstance(given, Mapping) else {}
+    arguments = _arguments(config)
     activation = "relu" if model == RESNET else "gelu"
     for settings, name in ((config, "hidden_act"), (arguments, "act_layer")):
         if settings.get(name, activation) != activation:
@@ -313,8 +324,7 @@ _HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 
 
 def _heads(config: Mapping[str, Any], width: int, where: str) -> int:
-    arguments = config.get("model_args")
-    given = config.get("num_attention_heads", arguments.get("num_heads") if isinstance(arguments, Mapping) else None)
+    given = config.get("num_attention_heads", _arguments(config).get("num_heads"))
     found = _HEADS.get(width) if given is None else given
     if isinstance(found, bool) or not isinstance(found, int) or found < 1 or width % found:
         raise DataError(

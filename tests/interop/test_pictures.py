@@ -83,8 +83,9 @@ def test_pictures_whose_middle_is_taken_leave_as_such(tmp_path: Path) -> None:
         file = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.random.default_rng(number).integers(0, 255, (48, 36, 3), np.uint8)).save(file)
-    keys = ["recipe=vit_cls", "model=convnext_t", "model.blocks=[1,1,1,1]", "model.widths=[4,4,4,4]", "train.steps=1"]
-    keys += ["data=image_folder", f"data.path={tmp_path / 'photos'}", "train.tensorboard=false", "model.kernel_size=7"]
+    keys = ["recipe=vit_cls", "model.layers=1", "model.width=8", "model.heads=2", "model.intermediate=8"]
+    keys += ["model.patch=16", "model.pool=cls", "data=image_folder", f"data.path={tmp_path / 'photos'}"]
+    keys += ["train.steps=1", "train.tensorboard=false", "train.batch_size=4"]
     grey = ["data.image_size=[32,32]", "data.channels=1"]
     for name, more in {
         "square": ["data.image_size=[32,32]"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sklearn.datasets import load_sample_image
 from bigctl.config import schema
 from bigctl.data.sources.image_decoding import read_pictures
 from bigctl.errors import ConfigError
-from bigctl.interop import loading, sources, timm_export
+from bigctl.interop import huggingface, loading, sources, timm_export
 from bigctl.interop.pictures import CROP, STRETCH, Pixels
 from bigctl.interop.vision_export import Export
 from tests.parity import cases
@@ -85,6 +86,19 @@ def test_an_export_to_timm_is_read_back_as_it_was(name: str, tmp_path: Path) -> 
     if "cls" in found and "position" in export.values:
         table = export.values["position"]
         np.testing.assert_allclose(found["cls"], export.values["cls"] + table[:1], rtol=1e-6)
+        np.testing.assert_array_equal(found["position"], [0 * table[0], *table[1:]])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (64, 48), (40, 24)])  # 15 patches and a class token are a square of places
+@pytest.mark.parametrize("write", [timm_export.write, huggingface.write_vision])
+def test_places_of_patches_are_read_back_whatever_their_number(write: Any, size: tuple[int, int], tmp_path) -> None:
+    model = schema.Vit(patch=8, layers=1, width=12, heads=3, intermediate=24)
+    values = drawn(model, 3, (*size, 3))[1]
+    pixels = dataclasses.replace(PIXELS, size=size)
+    write(Export(model, values, pixels, ("ant", "bee", "cat")), tmp_path / "out")
+    stored = loading.stored_of(sources.locate_source(str(tmp_path / "out")))
+    assert stored.shapes["position"] == values["position"].shape
+    np.testing.assert_array_equal(stored.read(["position"])["position"][1:], values["position"][1:])
 
 
 @pytest.mark.parametrize(

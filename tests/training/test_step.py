@@ -230,7 +230,9 @@ def test_what_xla_knows_is_asked_once_where_programs_are_kept(tmp_path: Path) ->
         _are_known.cache_clear()
 
 
-def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that_is_quick_for_them() -> None:
+def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that_is_quick_for_them(
+    tmp_path: Path,
+) -> None:
     together = "xla_cpu_use_fusion_emitters"  # not where XLA has no other way any more
     in_one_part = {"xla_cpu_parallel_codegen_split_count": 1}
     quick = _known({together: False, "xla_backend_optimization_level": 1, **in_one_part})
@@ -239,7 +241,10 @@ def test_programs_of_few_parameters_and_of_no_pictures_are_compiled_the_way_that
     assert together in quick or tuple(map(int, jax.__version__.split(".")[:2])) > (0, 10)
     deep = built(*MLP, "model.hidden=[4,4,4,4,4,4,4,4]").programs.step  # 18 arrays
     pictures = built("recipe=cnn_cls", "data=digits", "model.channels=[4]").programs.step
-    texts = built("recipe=lstm_cls", "model=lstm", "recipe.label_smoothing=0").programs.step
+    rows = tmp_path / "rows.tsv"
+    rows.write_text("text\tlabel\n" + "".join(f"{'up' if n % 2 else 'down'} {n}\t{n % 2}\n" for n in range(40)))
+    own = ("data=tsv", f"data.path={rows}", "data.text=text", "data.label=label", "recipe.tokenizer.type=words")
+    texts = built("recipe=lstm_cls", "model=lstm", "recipe.label_smoothing=0", *own).programs.step
     for each in (deep, pictures, texts):
         assert not quick.keys() & {**compiler_options(each), **options_of_use(each)}.keys()
 
