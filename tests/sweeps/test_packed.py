@@ -254,12 +254,13 @@ def test_a_killed_pack_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    assert len(list(cut.parent.glob("*/summary.json"))) < len(JOB)
-    (cut.parent / "0.001-0" / "prune").write_text("behind the others")
+    at_its_end = {file.parents[2].name for file in cut.parent.glob("*/checkpoints/*2000/manifest-0.json")}
+    cut_off = next(trial for lr, seed in JOB if (trial := f"{lr}-{seed}") not in at_its_end)
+    (cut.parent / cut_off / "prune").write_text("behind the others")
     assert runner.main([str(cut)]) == 0
     ends = json.loads(cut.with_suffix(".ends.json").read_text())["trials"]
-    assert ends["0.001-0"]["status"] == "preempted" and "behind the others" in ends["0.001-0"]["message"]
-    (cut.parent / "0.001-0" / "prune").unlink()
+    assert ends[cut_off]["status"] == "preempted" and "behind the others" in ends[cut_off]["message"]
+    (cut.parent / cut_off / "prune").unlink()
     assert runner.main([str(cut)]) == 0
     assert results(cut.parent) == results(whole.parent)
 
