@@ -20,7 +20,7 @@ from bigctl.inference.compression.statistics import Statistics
 from bigctl.training.checkpoints.arrays import flatten
 from tests import small
 
-pytestmark = pytest.mark.usefixtures("briefly")
+pytestmark = [pytest.mark.usefixtures("briefly"), pytest.mark.fewer]
 
 
 @pytest.fixture(scope="module")

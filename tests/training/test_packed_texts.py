@@ -19,6 +19,8 @@ from tests.conftest import Cli
 from tests.training.test_sharding import assert_meshes_agree
 from tests.training.test_text_training import NO_DROPOUT, RECIPES, build, fit, params, write
 
+pytestmark = pytest.mark.fewer
+
 PACKED = "recipe.bucketing.pack=true"
 PLAIN = [*NO_DROPOUT["bert_cls"], "recipe.bucketing.window=1"]  # batches of the same texts with and without
 
