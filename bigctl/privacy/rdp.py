@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 import scipy  # whose parts are loaded when they are first used
@@ -13,6 +14,7 @@ ORDERS = (*(1 + each / 10 for each in range(1, 100)), *range(11, 64), 128, 256, 
 _MOST_TERMS = 10_000
 
 
+@lru_cache(maxsize=64)
 def divergences(noise: float, rate: float, orders: tuple[float, ...] = ORDERS) -> Float[np.ndarray, " orders"]:
     """Rényi divergence of each order [nats] for one step; that of several is their sum.
 
@@ -20,8 +22,12 @@ def divergences(noise: float, rate: float, orders: tuple[float, ...] = ORDERS) -
         noise: standard deviation of the noise, in units of the most that one example can change the sum.
         rate: probability that an example takes part in the step, above 0 and at most 1.
         orders: above 1.
+
+    Kept, as each line of a log asks for them again; so they cannot be written to.
     """
-    return np.array([_divergence(noise, rate, order) for order in orders])
+    found = np.array([_divergence(noise, rate, order) for order in orders])
+    found.flags.writeable = False
+    return found
 
 
 def epsilon(
