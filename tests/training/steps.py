@@ -26,8 +26,13 @@ STILL = ("recipe.augment.rotate=0", "recipe.augment.scale=0", "recipe.augment.sh
 NO_DROPOUT = "model.dropout=0"
 
 
-@functools.cache
 def built(*overrides: str) -> Experiment:
+    """Shared by all tests that are compiled by as many optimizations, as it keeps its programs."""
+    return _built(jax.config.read("jax_disable_most_optimizations"), *overrides)
+
+
+@functools.cache
+def _built(fewer: bool, *overrides: str) -> Experiment:
     return experiment.build(bigctl.compose([*overrides, "mesh=single", "train.steps=100"]))
 
 
