@@ -148,7 +148,8 @@ def test_a_layer_goes_that_is_needed_least_and_the_rest_leaves_as_onnx_but_not_f
     said, made = json.loads(capsys.readouterr().out), str(tmp_path / "run-structured")
     assert said["model"] == {"layers": [2, 1], "heads": [4, 2], "head_dim": [None, 4]}
     assert said["removed"]["layers"] == [int(np.argmin(said["loss_without_layer"]))]
-    assert main(["compress", str(tmp_path / "run"), "method=structured", "keep=[1]", "--name", "kept"]) == 0
+    kept = ["method=structured", "keep=[1]", "--run-dir", str(tmp_path / "kept")]
+    assert main(["compress", str(tmp_path / "run"), *kept]) == 0
     assert "keep=[1]: model.layers 2 -> 1" in capsys.readouterr().out
     assert main(["export", made, "--format", "onnx", "--out", str(tmp_path / "onnx")]) == 0
     assert main(["export", made, "--format", "hf", "--out", str(tmp_path / "hf")]) == 2
