@@ -213,11 +213,9 @@ def _decoder(folder: Path, kind: str, name: str, config: Mapping[str, Any], tens
 
 def _vision(folder: Path, kind: str, name: str, model: str) -> Source:
     """A ResNet, ViT or ConvNeXt of transformers, timm or torchvision; the last writes no config.json."""
-    config, processor = (
-        read_json(folder / file) if (folder / file).is_file() else {}
-        for file in ("config.json", "preprocessor_config.json")
-    )
-    architecture = vision.StoredVision(folder, model).architecture(config)
+    stored = vision.StoredVision(folder, model)
+    config, architecture = stored.config, stored.architecture()
+    processor = folder / "preprocessor_config.json"
     names = bert.class_names(config) or vision.class_names(config)
     target = CLASSES if config.get("problem_type") == "multi_label_classification" else CLASS
     reads = schema.Vit(pool=architecture["pool"]) if model == vision.VIT else schema.Resnet()
@@ -232,7 +230,7 @@ def _vision(folder: Path, kind: str, name: str, model: str) -> Source:
         classes=names or None,
         format=VISION,
         head=Head(Target(target, names), reads.head_input(per_token=False)) if names else None,
-        pixels=pictures.read(config, processor),
+        pixels=pictures.read(config, read_json(processor) if processor.is_file() else {}),
     )
 
 

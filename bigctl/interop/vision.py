@@ -136,6 +136,9 @@ class _Place:
 class StoredVision(Stored):
     """Parameters and batch statistics in a folder of safetensors, under the paths of the model.
 
+    Attributes:
+        config: what stands in the config.json of transformers or timm; empty without one.
+
     Raises:
         DataError: if there are tensors that the model has no place for, or a file is damaged.
     """
@@ -151,7 +154,7 @@ class StoredVision(Stored):
                 hint="these are weights of another model, or of a variant that is not known here",
             )
         config = folder / "config.json"
-        self._places_of_patches_alone = _arguments(read_json(config) if config.is_file() else {}).get("no_embed_class")
+        self.config = read_json(config) if config.is_file() else {}
         self._shapes = {path: self._shape(path) for path in self._places}
         self.shapes = {path: shape for path, shape in self._shapes.items() if not path.endswith(_STATISTICS)}
 
@@ -168,7 +171,7 @@ class StoredVision(Stored):
         tables; where its config.json does not say, patches are taken for a square."""
         if path != "position" or "cls" not in self._places or self._places[path].tensor != "pos_embed":
             return False
-        said = self._places_of_patches_alone
+        said = _arguments(self.config).get("no_embed_class")
         return said if isinstance(said, bool) else math.isqrt(rows) ** 2 == rows
 
     def _read(self, path: str) -> np.ndarray:
@@ -189,47 +192,44 @@ class StoredVision(Stored):
 
     # ---------------------------------------------------------------------------------------------- the architecture
 
-    def architecture(self, config: Mapping[str, Any]) -> dict[str, Any]:
-        """What the weights decide of `schema.Resnet`, `schema.Vit` or `schema.Convnext`, by key.
-
-        Args:
-            config: of transformers or timm, what stands in config.json; empty without one.
+    def architecture(self) -> dict[str, Any]:
+        """What the weights and their config.json decide of `schema.Resnet`, `schema.Vit` or `schema.Convnext`, by key.
 
         Raises:
-            DataError: if it describes another model than the one here.
+            DataError: if they describe another model than the one here.
         """
-        _check(self.model, config, str(self.file.parent))
+        _check(self.model, self.config, str(self.file.parent))
         read = {RESNET: self._resnet, VIT: self._vit, CONVNEXT: self._convnext}[self.model]
         try:
-            return read(config)
+            return read()
         except (KeyError, IndexError) as error:
             raise DataError(f"lacks tensors of model={self.model}: {error}", where=str(self.file)) from error
 
-    def _resnet(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _resnet(self) -> dict[str, Any]:
         kernel = self._shapes["stem/kernel"]
         return {
             "blocks": self._stages(), "width": kernel[-1], "bottleneck": "blocks/0/convs/2/kernel" in self._shapes,
             "stem": "cifar" if kernel[0] == 3 else "imagenet",
         }  # fmt: skip
 
-    def _vit(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _vit(self) -> dict[str, Any]:
         (_, width), patch = self._shapes["embed/kernel"], self.tensors.shapes[self._places["embed/kernel"].tensor][-1]
         layers = {int(path.split("/")[1]) for path in self._shapes if path.startswith("layers/")}
-        heads, registers = _heads(config, width, str(self.file.parent)), self._shapes.get("registers", (0,))[0]
+        heads, registers = _heads(self.config, width, str(self.file.parent)), self._shapes.get("registers", (0,))[0]
         return {
             "patch": patch, "layers": len(layers), "width": width, "heads": heads,
             "intermediate": self._shapes["layers/0/up/kernel"][1], "pool": "cls" if "cls" in self._shapes else "mean",
-            "position": "learned", "registers": registers, "eps": float(config.get("layer_norm_eps", 1e-6)),
+            "position": "learned", "registers": registers, "eps": float(self.config.get("layer_norm_eps", 1e-6)),
         }  # fmt: skip
 
-    def _convnext(self, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _convnext(self) -> dict[str, Any]:
         blocks = self._stages()
         firsts = [sum(blocks[:stage]) for stage in range(len(blocks))]
         kernel = self._shapes["blocks/0/kernel"]
         found = {
             "blocks": blocks, "widths": [self._shapes[f"blocks/{first}/kernel"][-1] for first in firsts],
             "patch": self.tensors.shapes[self._places["stem/dense/kernel"].tensor][-1], "kernel_size": kernel[0],
-            "eps": float(config.get("layer_norm_eps", 1e-6)),
+            "eps": float(self.config.get("layer_norm_eps", 1e-6)),
         }  # fmt: skip
         return found if "blocks/0/scale" in self._shapes else {**found, "layer_scale": 0.0}
 
