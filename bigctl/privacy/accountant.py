@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 from bigctl.privacy import pld, rdp
@@ -42,7 +41,7 @@ class Accountant:
         if self.method == "pld":
             found = pld.epsilon(self.noise, self.rate, steps, delta, self.interval)
         else:
-            found = _rdp(self.noise, self.rate, steps, delta)
+            found, _ = rdp.epsilon(self.noise, self.rate, steps, delta)
         dropped = steps * EXCESS * (1 + math.exp(min(found, 700)))
         return found if dropped <= self.delta * _SHARE or not steps else math.inf
 
@@ -93,8 +92,3 @@ def _bisected(fits: Callable[[float], bool], low: float, high: float, ratio: flo
         middle = math.sqrt(low * high)
         low, high = (low, middle) if fits(middle) else (middle, high)
     return low, high
-
-
-@lru_cache(maxsize=4096)
-def _rdp(noise: float, rate: float, steps: int, delta: float) -> float:
-    return rdp.epsilon(noise, rate, steps, delta)[0]
