@@ -254,7 +254,9 @@ def test_a_killed_pack_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
         time.sleep(0.005)
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
+    assert len(list(cut.parent.glob("*/summary.json"))) < len(JOB)
     at_its_end = {file.parents[2].name for file in cut.parent.glob("*/checkpoints/*2000/manifest-0.json")}
+    assert len(at_its_end) < len(JOB)
     cut_off = next(trial for lr, seed in JOB if (trial := f"{lr}-{seed}") not in at_its_end)
     (cut.parent / cut_off / "prune").write_text("behind the others")
     assert runner.main([str(cut)]) == 0

@@ -55,6 +55,6 @@ def test_a_streamed_run_is_trained_scored_and_predicted_with(tmp_path: Path, mon
 def test_a_streamed_run_that_is_killed_ends_bit_equal(bigctl: Cli) -> None:
     pictures(bigctl.folder / "pictures")
     often = ["train.steps_per_dispatch=1", "eval.every=15"]
-    shortly = ["--steps", "40", "--kills", "2", "--quiet"]
+    shortly = ["--steps", "60", "--kills", "4", "--quiet"]
     told = bigctl.json("verify-resume", *RUN, *CHANGED, "data.path=pictures", *often, *shortly)
-    assert told["ok"] and len(told["kills"]) == 2 and not told["lost"]
+    assert told["ok"] and len(told["kills"]) == 4 and not told["lost"]
