@@ -88,6 +88,19 @@ def remove(folder: Path) -> None:
     _delete(gone)
 
 
+def abandon(folder: Path) -> None:
+    """Delete what a save has written that failed. Its folder and the `unfinished` in it stay: something of the save
+    may still be at writing, and what it leaves there must not look like a checkpoint.
+
+    Raises:
+        OSError: if it cannot be deleted.
+    """
+    (folder / UNFINISHED).touch()
+    for path in sorted(folder.iterdir(), key=lambda path: not _MANIFEST.fullmatch(path.name)):
+        if path.name != UNFINISHED:
+            _delete(path)
+
+
 def set_aside(folder: Path) -> None:
     """Keep a folder, but not as a checkpoint. Raises OSError."""
     aside = folder.with_name(f"{folder.name}{SET_ASIDE}")

@@ -146,7 +146,7 @@ def test_a_write_that_fails_in_the_background_loses_nothing_but_that_save(folder
     """With a real limit on the size of files, which the arrays exceed once Orbax is at writing them."""
     store = Checkpoints(folder, on_failure="warn", warn=said.append)
     save(store, 1)
-    state = {"weights": jax.random.normal(jax.random.key(0), (50_000,))}
+    state = {f"weights/{n}": jax.random.normal(jax.random.key(n), (5_000,)) for n in range(20)}
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, before[1]))
     try:
@@ -159,6 +159,21 @@ def test_a_write_that_fails_in_the_background_loses_nothing_but_that_save(folder
     store.save(state, Progress(step=3), {"shapes": shapes(state)})
     store.wait(last=True)
     assert store.find("last").step == 3
+    assert sorted(path.name for path in folder.iterdir()) == ["000000001", "000000003"]
+
+
+def test_what_a_failed_save_writes_late_makes_no_checkpoint_of_it(store: Checkpoints, folder: Path) -> None:
+    save(store, 1)
+    failed = folder / "000000002"
+    manifest.begin(failed)
+    (failed / "state").mkdir()
+    manifest.abandon(failed)
+    assert [path.name for path in failed.iterdir()] == [manifest.UNFINISHED]
+    (failed / "state").mkdir()
+    (failed / "state" / "late").touch()
+    assert store.steps() == [1]
+    store.clean()
+    assert [path.name for path in folder.iterdir()] == ["000000001"]
 
 
 def test_the_last_save_must_succeed_whatever_is_allowed(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from numpy.typing import DTypeLike
 
 from bigctl.errors import RunError
 from bigctl.parallel.partition import path_name
+from bigctl.training.checkpoints import late_answers
 from bigctl.training.state import TrainState, Tree, Weights
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def read_arrays(path: Path, names: Sequence[str], dtype: DTypeLike | None = np.f
     """
     import orbax.checkpoint as ocp
 
+    late_answers.ignore()
     reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True))
     whole = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray, dtype=dtype))
     arguments = ocp.args.PyTreeRestore(item=dict.fromkeys(names, 0), restore_args=whole, partial_restore=True)

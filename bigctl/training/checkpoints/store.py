@@ -28,7 +28,7 @@ from bigctl.files import write_json
 from bigctl.parallel.distributed import SINGLE_PROCESS, SingleProcess
 from bigctl.runs import logs, manifest
 from bigctl.training import phases
-from bigctl.training.checkpoints import arrays
+from bigctl.training.checkpoints import arrays, late_answers
 from bigctl.training.state import Progress, TrainState, Weights
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class Checkpoints:
         logs.show_warnings()
         self._good: dict[int, bool] = {}  # what this process knows of a step: it wrote or read every byte of it
         self._told: set[str] = set()
+        self._abandoned: set[Path] = set()  # saves that failed
         self._saves = 0
         self._began = 0.0
         self.seconds = 0.0
@@ -187,6 +188,7 @@ class Checkpoints:
             manifest.write_manifest(target, process=self.group.index, processes=self.group.count)
             self._saves += 1
             self.group.barrier(f"save {self._saves}")
+            self._abandoned.discard(target)
             if self.group.leads:
                 manifest.settle(target)
         except BaseException as error:
@@ -203,6 +205,9 @@ class Checkpoints:
         """Delete what is neither among the latest `keep` nor the best, nor what a rewind needs. Only what this process
         has written, or has read and found whole, counts as kept: an older checkpoint goes when all of those are known
         to be good."""
+        for folder in filter(Path.exists, self._abandoned):  # by now nothing is at writing there
+            manifest.remove(folder)
+        self._abandoned.clear()
         steps, wanted = self.steps(), set(anchors)
         if self.best and best_step is not None:
             wanted.add(best_step)
@@ -233,9 +238,10 @@ class Checkpoints:
     def _failed(self, target: Path, error: BaseException) -> TrainingFailed:
         log.error("checkpoint %s failed", target, exc_info=error)
         self._checkpointer = None  # it may be in no state to be used again
-        if self.group.leads:
+        self._abandoned.add(target)
+        for folder in self._abandoned if self.group.leads else ():
             with contextlib.suppress(OSError):
-                manifest.remove(target)
+                manifest.abandon(folder)
         previous = []
         with contextlib.suppress(RunError):
             previous = self.steps()
@@ -244,11 +250,10 @@ class Checkpoints:
         for code in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES):
             if os.strerror(code) in str(error):  # from deep below, with everything on the way there
                 reason = os.strerror(code)
-        hint = "free some space, then run the same command again"
         return TrainingFailed(
             f"checkpoint of step {int(target.name)} could not be written: {_plainly(reason)}; {kept}",
             where=str(self.folder),
-            hint=hint if "space" in reason else "mend that, then run the same command again",
+            hint=f"{'free some space' if 'space' in reason else 'mend that'}, then run the same command again",
         )
 
     def _orbax(self) -> AsyncCheckpointer:
@@ -257,6 +262,7 @@ class Checkpoints:
                 import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.CRITICAL)  # failures are logged here, once
+            late_answers.ignore()
             handler = ocp.PyTreeCheckpointHandler(use_ocdbt=True, use_zarr3=True)
             self._checkpointer = ocp.AsyncCheckpointer(handler)
         return self._checkpointer

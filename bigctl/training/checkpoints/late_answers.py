@@ -1,0 +1,29 @@
+"""Where one array could not be written or read, Orbax tells of that one and closes its event loop; what becomes of the
+others is then told to a closed loop, which Python reports with a traceback for each, in between the one line that says
+what went wrong. Nothing is lost with them: their save or load has failed already, and its error is in the log."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
+
+class _Hook:
+    """Takes the place of `sys.unraisablehook`, and leaves everything else to that."""
+
+    def __init__(self, before: Callable[[UnraisableHookArgs], object]):
+        self._before = before
+
+    def __call__(self, args: UnraisableHookArgs) -> None:
+        if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"):
+            self._before(args)
+
+
+def ignore() -> None:
+    """Show none of them in this process from now on."""
+    if not isinstance(sys.unraisablehook, _Hook):
+        sys.unraisablehook = _Hook(sys.unraisablehook)
