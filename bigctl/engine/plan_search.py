@@ -143,19 +143,19 @@ def _peak(tried: Tried) -> int:
 
 
 def meshes_of(config: Config, target: Target) -> Iterator[Changes]:
-    """Meshes that take all devices of a target: by data, by fsdp, both across hosts, and by other axes within."""
-    count, near = target.devices, target.near
+    """Meshes that take all devices of a target: by data, by fsdp, both across hosts, and by other axes within. Slices
+    of a TPU share the batch."""
+    count, near = target.devices // target.slices, target.near
     others = [name for name in config.mesh.layer_axes() if name != "tensor"]
-    rest: Changes = {f"mesh.{name}": 1 for name in ("dcn", *others) if config.mesh.axes[name] != 1}
+    rest: Changes = {f"mesh.{name}": 1 for name in others if config.mesh.axes[name] != 1}
+    if target.slices != config.mesh.axes["dcn"]:
+        rest["mesh.dcn"] = target.slices
     yield {"mesh.data": count, "mesh.fsdp": 1, "mesh.tensor": 1, **rest}
     if count == 1:
         return
     yield {"mesh.data": 1, "mesh.fsdp": count, "mesh.tensor": 1, **rest}
     if near < count:
-        far = (
-            {"mesh.data": count // near} if target.slices == 1 else {**rest, "mesh.dcn": count // near, "mesh.data": 1}
-        )
-        yield {"mesh.fsdp": near, "mesh.tensor": 1, **rest, **far}
+        yield {"mesh.data": count // near, "mesh.fsdp": near, "mesh.tensor": 1, **rest}
     for axis in ("tensor", *others):
         for shards in (2, 4, 8):
             if shards <= near and count % shards == 0 and not any(config.mesh.layer_problems(config, {axis: shards})):

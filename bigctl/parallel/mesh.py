@@ -54,11 +54,22 @@ def make_mesh(config: schema.Mesh) -> Mesh:
             where="mesh",
             hint=f"mesh=data uses all {len(devices)} devices there are; or start fewer processes",
         )
+    if chosen[0].platform == "tpu" and len(chosen) < len(devices) and len(chosen).bit_count() > 1:
+        raise ConfigError(
+            f"{len(chosen)} of {len(devices)} TPUs make no block that a program can run on",
+            where="mesh",
+            hint=f"mesh=data uses all {len(devices)} there are; or {1 << len(chosen).bit_length() - 1} devices",
+        )
     kinds, shape = (AxisType.Auto,) * len(NAMES), (1, *(sizes[name] for name in NAMES[1:]))  # of a slice
-    meshes = [jax.make_mesh(shape, NAMES, axis_types=kinds, devices=each) for each in slices]
-    if len(meshes) == 1:
-        return meshes[0]
-    return Mesh(np.concatenate([mesh.devices for mesh in meshes]), NAMES, axis_types=kinds)
+    return Mesh(np.concatenate([_laid_out(shape, each) for each in slices]), NAMES, axis_types=kinds)
+
+
+def _laid_out(shape: tuple[int, ...], devices: Sequence[jax.Device]) -> np.ndarray:
+    """The devices of a slice, or of hosts of GPUs, in the shape of a mesh: axes of TPUs along those of their torus, or
+    along a part of one. `jax.make_mesh` would refuse parts, but of a v5e, and more than one host of GPUs."""
+    from jax.experimental import mesh_utils
+
+    return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
 
 
 def _slices(devices: Sequence[jax.Device], count: int, needed: int) -> list[Sequence[jax.Device]]:
@@ -68,11 +79,14 @@ def _slices(devices: Sequence[jax.Device], count: int, needed: int) -> list[Sequ
     for device in devices:
         by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
     there, each = len(by_slice), needed // count
-    if count == 1 or there == 1:
+    if count == 1 and needed <= len(first := next(iter(by_slice.values()))):
+        return [first[:needed]]
+    if there == 1 or (count == 1 and devices[0].platform != "tpu"):  # of GPUs a host is a slice; axes may go over hosts
         return [devices[i * each : (i + 1) * each] for i in range(count)]
     if count % there or any(len(own) < each * (count // there) for own in by_slice.values()):
+        asked = f"mesh.dcn={count} slices of {each} devices do" if count > 1 else f"a mesh of {each} devices does"
         raise ConfigError(
-            f"mesh.dcn={count} slices of {each} devices do not lie in {there} slices of {len(devices) // there}",
+            f"{asked} not lie in {there} slices of {len(devices) // there}",
             where="mesh.dcn",
             hint=f"mesh.dcn={there}, and axes whose product divides {len(devices) // there}",
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -69,3 +70,61 @@ def test_a_step_is_compiled_for_the_target_itself(target: str) -> None:
     if target.startswith("h100"):
         assert {each["dtype"] for each in found["collectives"] if each["kind"] == "reduce-scatter"} == {"bf16"}
     assert 0 < found["memory"]["peak_bytes"] < found["memory"]["available_bytes"]
+
+
+MESHES = """
+import json, sys
+from bigctl.planning import devices
+devices.prepare_environment()
+import bigctl
+from bigctl.engine.plan import target_of
+from bigctl.errors import ConfigError
+from bigctl.parallel import axes, mesh
+
+found = devices.find(target_of(sys.argv[1]))
+assert found.exact
+with mesh.over(found.devices):
+    try:
+        made = mesh.make_mesh(bigctl.compose(["recipe=gpt_lm", "mesh=single", "train.batch_size=1536", *sys.argv[2:]]).mesh)
+        near = [{getattr(device, "slice_index", 0) for device in part.flat} for part in made.devices]
+        print(json.dumps({"sizes": dict(made.shape), "devices": len(set(made.devices.flat)), "in one slice": [len(s) == 1 for s in near]}))
+    except ConfigError as error:
+        print(json.dumps({"refused": error.message, "hint": error.hint}))
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("target", "sizes"),
+    [
+        ("v5p-4x4x4", {"fsdp": 32, "tensor": 2}),
+        ("v6e-256", {"fsdp": 128, "tensor": 2}),
+        ("v6e-256:slices=2", {"dcn": 2, "data": 256}),
+        ("v6e-256:slices=2", {"dcn": 2, "fsdp": 64, "tensor": 4}),
+        ("v6e-256:slices=2", {"dcn": 4, "fsdp": 128}),
+    ],
+)
+def test_an_axis_lies_along_a_part_of_a_torus_and_in_one_slice(target: str, sizes: dict[str, int]) -> None:
+    found = made_mesh(target, *(f"mesh.{name}={size}" for name, size in sizes.items()))
+    assert {name: size for name, size in found["sizes"].items() if size > 1} == sizes
+    assert found["devices"] == math.prod(sizes.values()) and all(found["in one slice"])
+
+
+@pytest.mark.parametrize(
+    ("target", "mesh", "said", "hint"),
+    [
+        ("v6e-256:slices=2", "mesh.fsdp=-1", "a mesh of 512 devices does not lie in 2 slices of 256", "mesh.dcn=2"),
+        ("v5e-4", "mesh.data=3", "3 of 4 TPUs make no block", "or 2 devices"),
+        ("v5e-8", "mesh.fsdp=6", "6 of 8 TPUs make no block", "or 4 devices"),  # libtpu ends the process at its program
+    ],
+)
+def test_a_mesh_that_a_slice_cannot_hold_is_refused(target: str, mesh: str, said: str, hint: str) -> None:
+    found = made_mesh(target, mesh)
+    assert said in found["refused"] and hint in found["hint"]
+
+
+def made_mesh(target: str, *words: str) -> dict[str, Any]:
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("bigctl[plan-tpu] is not installed")
+    done = subprocess.run([sys.executable, "-c", MESHES, target, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return dict(json.loads(done.stdout))

@@ -34,9 +34,9 @@ def test_a_batch_that_devices_cannot_share_is_refused_with_sizes_that_they_can(
     meshes.check_batch(mesh, 16, 4)
 
 
-def machine(slices: int, each: int) -> list[Any]:
+def machine(slices: int, each: int, platform: str = "tpu") -> list[Any]:
     """Devices of several slices, in an order that goes from one slice to the other."""
-    return [SimpleNamespace(id=i, slice_index=i % slices) for i in range(slices * each)]
+    return [SimpleNamespace(id=i, slice_index=i % slices, platform=platform) for i in range(slices * each)]
 
 
 def test_each_part_of_the_dcn_axis_lies_in_one_slice() -> None:
@@ -52,6 +52,16 @@ def test_a_dcn_axis_that_is_not_that_of_the_machine_is_refused_with_the_one_that
         with pytest.raises(ConfigError, match=f"mesh.dcn={count} slices of {needed // count} devices") as caught:
             meshes._slices(machine(2, 8), count, needed)
         assert "mesh.dcn=2" in str(caught.value.hint)
+
+
+def test_without_a_dcn_axis_a_mesh_lies_in_one_slice_of_a_tpu_or_goes_over_hosts_of_gpus() -> None:
+    (found,) = meshes._slices(machine(2, 8), 1, 8)
+    assert [device.slice_index for device in found] == [0] * 8
+    with pytest.raises(ConfigError, match="a mesh of 16 devices does not lie in 2 slices of 8") as caught:
+        meshes._slices(machine(2, 8), 1, 16)
+    assert "mesh.dcn=2" in str(caught.value.hint)
+    (found,) = meshes._slices(machine(2, 8, "gpu"), 1, 16)
+    assert [device.id for device in found] == list(range(16))
 
 
 def test_devices_without_slices_are_shared_out_in_their_order() -> None:
