@@ -147,9 +147,8 @@ def meshes_of(config: Config, target: Target) -> Iterator[Changes]:
     of a TPU share the batch."""
     count, near = target.devices // target.slices, target.near
     others = [name for name in config.mesh.layer_axes() if name != "tensor"]
-    rest: Changes = {f"mesh.{name}": 1 for name in others if config.mesh.axes[name] != 1}
-    if target.slices != config.mesh.axes["dcn"]:
-        rest["mesh.dcn"] = target.slices
+    rest = {**dict.fromkeys(others, 1), "dcn": target.slices}
+    rest = {f"mesh.{name}": size for name, size in rest.items() if config.mesh.axes[name] != size}
     yield {"mesh.data": count, "mesh.fsdp": 1, "mesh.tensor": 1, **rest}
     if count == 1:
         return

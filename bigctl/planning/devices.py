@@ -7,12 +7,14 @@ in, on as many simulated devices.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
@@ -49,6 +51,11 @@ def find(target: Target) -> Found:
     Raises:
         ConfigError: where the plugin is of another version than jax, or knows no such machine.
     """
+    with _without_remarks():
+        return _find(target)
+
+
+def _find(target: Target) -> Found:
     platform = target.chip.platform
     if platform == "cpu":
         return Found(simulated(target.devices), exact=True)
@@ -85,6 +92,28 @@ def prepare_environment() -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with _without_remarks():
+        import jax  # noqa: F401
+
+
+@contextlib.contextmanager
+def _without_remarks() -> Iterator[None]:
+    """Leave out what libraries of CUDA, as they are loaded, write past every setting where there is no driver."""
+    with tempfile.TemporaryFile() as kept:
+        sys.stderr.flush()
+        shown = os.dup(2)
+        os.dup2(kept.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(shown, 2)
+            os.close(shown)
+            kept.seek(0)
+            os.write(2, b"".join(line for line in kept if not _REMARK.search(line)))
+
+
+_REMARK = re.compile(rb"Could not find cuda drivers|before absl::InitializeLog\(\) is called")
 
 
 def simulated(count: int) -> Sequence[jax.Device]:

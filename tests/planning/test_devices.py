@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import jaxlib
@@ -31,3 +33,15 @@ def install(folder: Path, name: str, version: str) -> None:
     information = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     information.mkdir()
     (information / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+
+
+def test_remarks_of_libraries_are_left_out_and_all_else_is_shown(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ZeroDivisionError), devices._without_remarks():
+        os.write(2, b"WARNING: All log messages before absl::InitializeLog() is called are written to STDERR\n")
+        os.write(
+            2,
+            b"I0000 00:00:1 2 cudart_stub.cc:31] Could not find cuda drivers on your machine, GPU will not be used.\n",
+        )
+        print("E0000 the machine is on fire", file=sys.stderr)
+        1 / 0  # noqa: B018
+    assert capfd.readouterr().err == "E0000 the machine is on fire\n"
