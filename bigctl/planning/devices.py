@@ -99,6 +99,9 @@ def prepare_environment() -> None:
 @contextlib.contextmanager
 def _without_remarks() -> Iterator[None]:
     """Leave out what libraries of CUDA, as they are loaded, write past every setting where there is no driver."""
+    if sys.stderr is None:  # it was closed, and its number may be that of another file by now
+        yield
+        return
     with tempfile.TemporaryFile() as kept:
         sys.stderr.flush()
         shown = os.dup(2)
@@ -106,11 +109,13 @@ def _without_remarks() -> Iterator[None]:
         try:
             yield
         finally:
-            sys.stderr.flush()
+            with contextlib.suppress(OSError):
+                sys.stderr.flush()
             os.dup2(shown, 2)
             os.close(shown)
             kept.seek(0)
-            os.write(2, b"".join(line for line in kept if not _REMARK.search(line)))
+            with contextlib.suppress(OSError):  # nobody can be told
+                os.write(2, b"".join(line for line in kept if not _REMARK.search(line)))
 
 
 _REMARK = re.compile(rb"Could not find cuda drivers|before absl::InitializeLog\(\) is called")
