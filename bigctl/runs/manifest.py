@@ -89,16 +89,19 @@ def remove(folder: Path) -> None:
 
 
 def abandon(folder: Path) -> None:
-    """Delete what a save has written that failed. Its folder and the `unfinished` in it stay: something of the save
-    may still be at writing, and what it leaves there must not look like a checkpoint.
+    """Delete what a save has written that failed, as far as that is possible. Its folder and the `unfinished` in it
+    stay: something of the save may still be at writing, and what it leaves there must not look like a checkpoint.
 
     Raises:
-        OSError: if it cannot be deleted.
+        OSError: if it cannot be marked so.
     """
     (folder / UNFINISHED).touch()
-    for path in sorted(folder.iterdir(), key=lambda path: not _MANIFEST.fullmatch(path.name)):
-        if path.name != UNFINISHED:
-            _delete(path)
+    for _ in range(3):  # what is at writing fills a folder again while it is deleted
+        rest = [path for path in folder.iterdir() if path.name != UNFINISHED]
+        for path in sorted(rest, key=lambda path: not _MANIFEST.fullmatch(path.name)):
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        if not rest:
+            return
 
 
 def set_aside(folder: Path) -> None:

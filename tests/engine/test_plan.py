@@ -146,11 +146,10 @@ def test_a_search_ranks_meshes_and_batches_by_examples_a_second(capsys) -> None:
     assert rates == sorted(rates, reverse=True)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["h100:8x2", "v5e-16", "v6e-256:slices=2", "cpu:8"])
 @pytest.mark.parametrize("asked", [(), ("mesh.dcn=2", "mesh.data=1", "mesh.fsdp=4"), ("mesh=context",)])
 def test_a_search_tries_meshes_of_all_devices_whose_slices_share_the_batch(name: str, asked: tuple[str, ...]) -> None:
-    target, config = planning.target_of(name), bigctl.compose([*GPT, *asked])
+    target, config = planning.target_of(name), bigctl.compose([*GPT, "train.batch_size=64", *asked])
     found = [{**config.mesh.axes, **{key.removeprefix("mesh."): size for key, size in changes.items()}}
              for changes in plan_search.meshes_of(config, target)]  # fmt: skip
     assert found and all(math.prod(sizes.values()) == target.devices for sizes in found)
@@ -158,6 +157,7 @@ def test_a_search_tries_meshes_of_all_devices_whose_slices_share_the_batch(name:
     assert any(sizes["tensor"] == 2 for sizes in found)
 
 
+@pytest.mark.slow
 def test_a_search_without_anything_that_fits_says_what_the_least_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     config = bigctl.compose([*MLP, "train.batch_size=4"])
     state = state_bytes(config)

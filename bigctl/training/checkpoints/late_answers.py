@@ -1,6 +1,6 @@
 """Where one array could not be written or read, Orbax tells of that one and closes its event loop; what becomes of the
 others is then told to a closed loop, which Python reports with a traceback for each, in between the one line that says
-what went wrong. Nothing is lost with them: their save or load has failed already, and its error is in the log."""
+what went wrong. Nothing is lost with them: their save or load has failed already, and has told why."""
 
 from __future__ import annotations
 

@@ -130,6 +130,7 @@ class Checkpoints:
         phases.saving(1)
         try:
             if not self.group.first(begin):
+                self._abandoned.discard(target)
                 phases.saving(-1)
                 return
             with _BEGINNING:
@@ -188,7 +189,6 @@ class Checkpoints:
             manifest.write_manifest(target, process=self.group.index, processes=self.group.count)
             self._saves += 1
             self.group.barrier(f"save {self._saves}")
-            self._abandoned.discard(target)
             if self.group.leads:
                 manifest.settle(target)
         except BaseException as error:
@@ -205,8 +205,9 @@ class Checkpoints:
         """Delete what is neither among the latest `keep` nor the best, nor what a rewind needs. Only what this process
         has written, or has read and found whole, counts as kept: an older checkpoint goes when all of those are known
         to be good."""
-        for folder in filter(Path.exists, self._abandoned):  # by now nothing is at writing there
-            manifest.remove(folder)
+        for folder in filter(manifest.interrupted, self._abandoned):  # by now nothing is at writing there
+            with contextlib.suppress(OSError):
+                manifest.remove(folder)
         self._abandoned.clear()
         steps, wanted = self.steps(), set(anchors)
         if self.best and best_step is not None:
@@ -221,7 +222,7 @@ class Checkpoints:
         for step in steps:
             if step < kept[-1] and step not in wanted:
                 manifest.remove(self._path(step))
-        for folder in self._set_aside():
+        for folder in sorted(self.folder.glob(f"[0-9]*{manifest.SET_ASIDE}")):
             if int(folder.name.partition(".")[0]) <= kept[0]:  # training has come there again
                 manifest.remove(folder)
 
@@ -377,7 +378,9 @@ class Checkpoints:
         for folder in sorted(self.folder.iterdir()):
             step = int(folder.name) if manifest.is_step(folder.name) else None
             try:
-                if folder.name.endswith(manifest.REMOVED) or (step is not None and manifest.interrupted(folder)):
+                if folder in self._abandoned:  # something may still be at writing there: its mark has to stay
+                    manifest.abandon(folder)
+                elif folder.name.endswith(manifest.REMOVED) or (step is not None and manifest.interrupted(folder)):
                     log.info("removing %s, which was cut off", folder)
                     manifest.remove(folder)
                 elif step is not None and after is not None and step > after:
@@ -386,9 +389,6 @@ class Checkpoints:
                     self._good.pop(step, None)
             except OSError as error:
                 raise RunError(f"cannot be tidied up: {error.strerror}", where=str(folder)) from error
-
-    def _set_aside(self) -> list[Path]:
-        return sorted(self.folder.glob(f"[0-9]*{manifest.SET_ASIDE}"))
 
 
 def _named(error: RunError) -> str:
