@@ -19,7 +19,8 @@ class _Hook:
         self._before = before
 
     def __call__(self, args: UnraisableHookArgs) -> None:
-        if not (isinstance(args.exc_value, RuntimeError) and str(args.exc_value) == "Event loop is closed"):
+        error, source = args.exc_value, args.object  # there is no object where a library calls from C++
+        if not (isinstance(error, RuntimeError) and str(error) == "Event loop is closed" and source is None):
             self._before(args)
 
 
