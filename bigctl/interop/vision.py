@@ -168,11 +168,15 @@ class StoredVision(Stored):
 
     def _lacks_place_of_class_token(self, path: str, rows: int) -> bool:
         """Whether a table tells the places of patches, and nothing of the class token before them. Only timm has such
-        tables; where its config.json does not say, patches are taken for a square."""
+        tables; where its config.json does not say, they have a row for each patch of its pictures, and where it does
+        not tell their size, patches are taken for a square."""
         if path != "position" or "cls" not in self._places or self._places[path].tensor != "pos_embed":
             return False
         said = _arguments(self.config).get("no_embed_class")
-        return said if isinstance(said, bool) else math.isqrt(rows) ** 2 == rows
+        if isinstance(said, bool):
+            return said
+        patches = _patches(self.config, self.tensors.shapes[self._places["embed/kernel"].tensor][2:])
+        return rows == patches if patches in (rows, rows - 1) else math.isqrt(rows) ** 2 == rows
 
     def _read(self, path: str) -> np.ndarray:
         place = self._places[path]
@@ -303,6 +307,17 @@ def _arguments(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """What timm is told besides the name of a model."""
     given = config.get("model_args")
     return given if isinstance(given, Mapping) else {}
+
+
+def _patches(config: Mapping[str, Any], patch: Sequence[int]) -> int | None:
+    """Patches of this height and width in the pictures that timm's config.json is for; None where it does not say."""
+    size, settings = _arguments(config).get("img_size"), config.get("pretrained_cfg")
+    if size is None and isinstance(settings, Mapping) and isinstance(settings.get("input_size"), list):
+        size = settings["input_size"][1:]
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        return None
+    return math.prod(side // edge for side, edge in zip(sides, patch, strict=True))
 
 
 def _check(model: str, config: Mapping[str, Any], where: str) -> None:

@@ -127,6 +127,27 @@ def test_weights_of_other_libraries_give_their_logits(make: Any, name: str, tmp_
     cases.assert_close("logits", logits_here(saved(net, tmp_path / "net"), images), getattr(found, "logits", found))
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, {"model_args": {"img_size": [32, 64]}}),
+        ({}, {"pretrained_cfg": {"input_size": [3, 32, 64]}}),
+        ({"no_embed_class": True, "reg_tokens": 1}, {"model_args": {"img_size": [32, 64], "reg_tokens": 1}}),
+    ],
+)
+def test_a_table_of_places_is_read_by_the_size_of_pictures(
+    options: dict[str, Any], told: dict[str, Any], tmp_path: Path
+) -> None:
+    timm = pytest.importorskip("timm")
+    net = moved(timm.create_model("vit_tiny_patch16_224", num_classes=3, img_size=(32, 64), depth=1, **options))
+    images = np.random.default_rng(0).normal(size=(2, 32, 64, 3)).astype(np.float32)
+    with torch.no_grad():
+        found = net(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()))
+    folder = saved(net, tmp_path / "net")  # nine places of eight patches, or eight: either could be a square and more
+    (folder / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224", **told}))
+    cases.assert_close("logits", logits_here(folder, images), found)
+
+
 def test_what_a_folder_tells_is_taken_and_what_is_not_known_is_refused(tmp_path: Path) -> None:
     folder = saved(transformers_net("vit"), tmp_path / "net")
     processor = {"size": {"height": 64, "width": 64}, "image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
