@@ -117,7 +117,7 @@ print(int(kept), filled, *holes, int(min(small, between, large) > highest), len(
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="settings of glibc")
-@pytest.mark.parametrize("size", [100 * 2**20, 3 * 2**30], ids=["kept", "given back"])
+@pytest.mark.parametrize("size", [8 * 2**20, 100 * 2**20, 3 * 2**30], ids=["small", "kept", "given back"])
 def test_holes_that_a_compiler_leaves_are_not_searched_in_each_step(size: int) -> None:
     told = subprocess.check_output([sys.executable, "-c", HOLES, str(size)], text=True)
     kept, filled, before, between, after, above, left, mapped = map(int, told.split())
