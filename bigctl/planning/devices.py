@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
@@ -92,7 +93,8 @@ def prepare_environment() -> None:
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with _without_remarks():
+    with _without_remarks(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "JAX plugin .* is not compatible")  # see `_check_versions`
         import jax  # noqa: F401
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,6 +27,24 @@ def test_plugins_of_another_version_than_jax_are_refused_all_at_once(tmp_path: P
     assert raised.value.message.startswith("jax-cuda12-pjrt is 0.1.2 and jax-cuda12-plugin is 0.1.2")
     assert raised.value.message.endswith(f"jax is {own}")
     assert raised.value.hint == f"pip install 'jax-cuda12-pjrt=={own}' 'jax-cuda12-plugin=={own}'"
+
+
+def test_a_plugin_that_jax_itself_leaves_out_is_told_in_one_line(tmp_path: Path) -> None:
+    install(tmp_path, "jax-cuda12-plugin", "0.1.2")
+    install(tmp_path, "jax-cuda12-pjrt", jaxlib.__version__)
+    package = tmp_path / "jax_cuda12_plugin"
+    package.mkdir()
+    for name in ("__init__", "_linalg", "_prng", "_rnn", "_solver", "_versions"):  # some of which jax imports at once
+        (package / f"{name}.py").write_text("")
+    (package / "version.py").write_text("__version__ = '0.1.2'")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "bigctl", "plan", "recipe=mlp_cls", "data=breast_cancer", "--target", "h100:8"],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+    said = f"bigctl: --target: jax-cuda12-plugin is 0.1.2, jax is {jaxlib.__version__}\n"
+    assert done.returncode == 2
+    assert done.stderr == f"{said}        pip install 'jax-cuda12-plugin=={jaxlib.__version__}'\n"
 
 
 def install(folder: Path, name: str, version: str) -> None:
